@@ -1,0 +1,83 @@
+"""Shapes, dtypes and ranges, checked once at the border; inside, code may trust its arguments.
+
+A shape is written as a tuple of names and numbers: ``("B", 3, "H", "W")``. A name stands for any size, a number for
+itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from protomask.errors import InputError, expected
+
+Shape = Sequence[str | int]
+
+
+def _fits(shape: Sequence[int], wanted: Shape) -> bool:
+    return len(shape) == len(wanted) and all(isinstance(w, str) or s == w for s, w in zip(shape, wanted, strict=True))
+
+
+def _spell(shape: Shape) -> str:
+    return "[" + ", ".join(str(s) for s in shape) + "]"
+
+
+def check_tensor(name: str, value: object, shape: Shape, *, finite: bool = True) -> Tensor:
+    """``value`` as it came, if it is a floating-point tensor of that shape without NaN or infinity; else InputError."""
+    if not isinstance(value, Tensor):
+        raise InputError(expected(name, f"a torch.Tensor {_spell(shape)}", type(value).__name__))
+    if not _fits(value.shape, shape):
+        raise InputError(expected(name, f"shape {_spell(shape)}", _spell(tuple(value.shape))))
+    if not value.is_floating_point():
+        raise InputError(expected(name, "a floating-point dtype", value.dtype))
+    if finite and not torch.isfinite(value).all():
+        bad = int((~torch.isfinite(value)).sum())
+        raise InputError(expected(name, "finite values", f"{bad} NaN or infinite of {value.numel()}"))
+    return value
+
+
+def check_array(name: str, value: object, shape: Shape, dtype: type | None = None) -> np.ndarray:
+    """``value`` as it came, if it is a numpy array of that shape (and dtype, where one is given); else InputError."""
+    if not isinstance(value, np.ndarray):
+        raise InputError(expected(name, f"a numpy array {_spell(shape)}", type(value).__name__))
+    if not _fits(value.shape, shape):
+        raise InputError(expected(name, f"shape {_spell(shape)}", _spell(value.shape)))
+    if dtype is not None and value.dtype != dtype:
+        raise InputError(expected(name, f"dtype {np.dtype(dtype)}", value.dtype))
+    return value
+
+
+def check_number(
+    name: str, value: float, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False
+) -> float:
+    """``value`` as it came, if it is a number in [low, high] (or (low, high] with ``open_low``); else InputError."""
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not number or math.isnan(value) or not low <= value <= high or (open_low and value == low):
+        bracket = "(" if open_low else "["
+        raise InputError(expected(name, f"a number in {bracket}{low}, {high}]", repr(value)))
+    return value
+
+
+def check_count(name: str, value: int, low: int = 1) -> int:
+    """``value`` as it came, if it is an integer of at least ``low``; else InputError."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
+        raise InputError(expected(name, f"an integer of at least {low}", repr(value)))
+    return int(value)
+
+
+def check_index(name: str, value: int, size: int) -> int:
+    """``value`` as it came, if it is an integer in 0 .. size - 1; else InputError."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value < size:
+        raise InputError(expected(name, f"an index in 0 .. {size - 1}", repr(value)))
+    return int(value)
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
+    """``value`` as it came, if it is one of ``choices``; else InputError."""
+    if value not in choices:
+        raise InputError(expected(name, "one of " + ", ".join(choices), repr(value)))
+    return value

@@ -1,0 +1,253 @@
+"""The contract a prototype model fulfils, its defaults, and how an adapter is found for a model that does not.
+
+Any object with ``num_prototypes`` and ``activations`` is a valid model: no base class, no registration. ::
+
+    class Mine:
+        num_prototypes = 10
+        def activations(self, images, prototypes=None): ...
+
+    protomask.locate(Mine(), images, targets)
+
+A model of a known family (an upstream ``PPNet``, say) is wrapped by the adapter that an extension registers under the
+entry point group ``protomask.families``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from protomask.checks import check_count, check_tensor
+from protomask.errors import InputError, ModelError, expected
+
+FAMILIES = "protomask.families"
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@runtime_checkable
+class PrototypeModel(Protocol):
+    """What every localiser and metric may ask of a model; only this is mandatory, :class:`Contract` lists the rest.
+
+    Attributes:
+        num_prototypes: P, the number of prototypes, banks concatenated.
+    """
+
+    num_prototypes: int
+
+    def activations(self, images: Tensor, prototypes: Tensor | None = None) -> Tensor:
+        """Pooled scores, higher is closer, differentiable in ``images``.
+
+        Args:
+            images: [B, C, H, W], model-ready (normalised as the model expects).
+            prototypes: None for all, or [B] int64: one prototype for each image.
+
+        Returns:
+            [B, P], or [B] where ``prototypes`` was given.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Contract:
+    """A model with every optional attribute of the contract filled in. Build it with :func:`contract`.
+
+    Attributes:
+        source: the object that the user gave.
+        num_prototypes: P.
+        module: what is frozen and restored, or None for a model that is no ``nn.Module``.
+        input_shape: (C, H, W), or None where the model takes any size.
+        mean, std: per channel, what model-ready images were normalised by.
+        activation_range: (floor, ceiling) of an activation; None where there is none.
+    """
+
+    source: PrototypeModel
+    num_prototypes: int
+    module: nn.Module | None
+    input_shape: tuple[int, ...] | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    activation_range: tuple[float | None, float | None]
+
+    def activations(self, images: Tensor, prototypes: Tensor | None = None) -> Tensor:
+        """The model's own activations, their shape checked: [B, P], or [B] with ``prototypes`` [B]."""
+        values = self.source.activations(images, prototypes)
+        wanted = (len(images),) if prototypes is not None else (len(images), self.num_prototypes)
+        if not isinstance(values, Tensor) or tuple(values.shape) != wanted:
+            came = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise ModelError(expected("model.activations(...)", f"a tensor {list(wanted)}", came))
+        return values
+
+    def similarity_maps(self, images: Tensor) -> Tensor | None:
+        """[B, P, h, w] which pool to the activations, or None where the model has no such maps."""
+        return self._optional("similarity_maps", images)
+
+    def occurrence_maps(self, images: Tensor) -> Tensor | None:
+        """[B, P, h, w] >= 0, where each prototype occurs (XProtoNet), or None."""
+        return self._optional("occurrence_maps", images)
+
+    def prototype_features(self, images: Tensor) -> Tensor | None:
+        """[B, P, D], the vector compared with each prototype (XProtoNet), or None."""
+        return self._optional("prototype_features", images)
+
+    def logits(self, images: Tensor) -> Tensor | None:
+        """[B, K] class scores, or None."""
+        return self._optional("logits", images)
+
+    def class_weights(self) -> Tensor | None:
+        """[P, K] weight of each prototype for each class, negative where against; or None."""
+        method = getattr(self.source, "class_weights", None)
+        return None if method is None else cast("Tensor | None", method())
+
+    def describe(self, prototype: int) -> str:
+        """A short name of the prototype, such as ``"Cardinal / 3"``; ``"prototype 3"`` where the model has none."""
+        method = getattr(self.source, "describe", None)
+        return f"prototype {prototype}" if method is None else str(method(prototype))
+
+    def _optional(self, name: str, images: Tensor) -> Tensor | None:
+        method = getattr(self.source, name, None)
+        return None if method is None else cast("Tensor | None", method(images))
+
+
+def contract(model: object) -> Contract:
+    """The model with all optional attributes filled in; an ``nn.Module`` of a known family is wrapped first.
+
+    Raises:
+        ModelError: the object neither fulfils the contract nor is known to an installed adapter.
+    """
+    if isinstance(model, Contract):
+        return model
+    if not isinstance(model, PrototypeModel):
+        model = wrap(model)
+    source = model
+    module = getattr(source, "module", source if isinstance(source, nn.Module) else None)
+    mean = tuple(float(v) for v in getattr(source, "mean", IMAGENET_MEAN))
+    std = tuple(float(v) for v in getattr(source, "std", IMAGENET_STD))
+    shape = getattr(source, "input_shape", None)
+    return Contract(
+        source=source,
+        num_prototypes=check_count("model.num_prototypes", source.num_prototypes),
+        module=module,
+        input_shape=None if shape is None else tuple(int(s) for s in shape),
+        mean=mean,
+        std=std,
+        activation_range=getattr(source, "activation_range", (None, None)),
+    )
+
+
+@dataclass(frozen=True)
+class Family:
+    """What an extension registers under the entry point group ``protomask.families``.
+
+    Attributes:
+        name: the family's name in files and commands, such as ``"protopnet"``.
+        matches: whether a foreign model has this family's form, judged by its attributes (upstream is never imported).
+        wrap: a foreign or reference model behind the contract; raises ModelError where it cannot prove that it reads
+            the model rightly.
+        build: the reference model from a checkpoint's description (:class:`protomask.checkpoint.Description`).
+        add_train_arguments: adds the family's own options to the parser of ``protomask train NAME``.
+        train: runs the training that those options describe.
+        demo: the folder of the small reference model that ships with the package, or None.
+    """
+
+    name: str
+    matches: Callable[[object], bool]
+    wrap: Callable[[object], PrototypeModel]
+    build: Callable[[Any], nn.Module]
+    add_train_arguments: Callable[[argparse.ArgumentParser], None]
+    train: Callable[[argparse.Namespace], None]
+    demo: Path | None = None
+
+
+def families() -> dict[str, Family]:
+    """The installed families by name, in alphabetical order."""
+    points = sorted(entry_points(group=FAMILIES), key=lambda p: p.name)
+    return {point.name: point.load() for point in points}
+
+
+def wrap(model: object) -> PrototypeModel:
+    """The model behind the contract, by the first installed family that knows its form.
+
+    Raises:
+        ModelError: no family knows the model, or its adapter could not prove that it reads it rightly.
+    """
+    known = families()
+    for family in known.values():
+        if family.matches(model):
+            return family.wrap(model)
+    wanted = f"num_prototypes and activations(images), or a model of a known family ({', '.join(known) or 'none'})"
+    raise ModelError(expected("model", wanted, type(model).__name__))
+
+
+@contextmanager
+def untouched(module: nn.Module | None) -> Iterator[None]:
+    """Evaluation mode and frozen parameters inside; mode, ``requires_grad`` and random state as they came afterwards.
+
+    Also after an exception. In ``train()`` batch norm would couple the samples of a batch, so ``eval()`` is a must.
+    """
+    modules = list(module.modules()) if module is not None else []
+    parameters = list(module.parameters()) if module is not None else []
+    modes = [m.training for m in modules]
+    flags = [p.requires_grad for p in parameters]
+    devices = sorted({p.device.index for p in parameters if p.device.type == "cuda" and p.device.index is not None})
+    with torch.random.fork_rng(devices=devices):
+        try:
+            for m in modules:
+                m.training = False
+            for p in parameters:
+                p.requires_grad_(False)
+            yield
+        finally:
+            for m, mode in zip(modules, modes, strict=True):
+                m.training = mode
+            for p, flag in zip(parameters, flags, strict=True):
+                p.requires_grad_(flag)
+
+
+def check_images(model: Contract, images: object) -> Tensor:
+    """``images`` as they came if the model can take them: float [B, C, H, W], finite, B >= 1, of the model's shape."""
+    shape: tuple[str | int, ...] = ("B", "C", "H", "W")
+    if model.input_shape is not None:
+        shape = ("B", *model.input_shape)
+    batch = check_tensor("images", images, shape)
+    if len(batch) == 0:
+        raise InputError(expected("images", "at least one image", "none"))
+    return batch
+
+
+def floor_of(model: Contract) -> float | None:
+    """The lowest value an activation of this model can take, or None where there is none."""
+    floor = model.activation_range[0]
+    return None if floor is None or not math.isfinite(floor) else float(floor)
+
+
+def device_of(model: Contract) -> torch.device:
+    """Where the model's parameters live; the CPU for a model without any."""
+    parameter = next(model.module.parameters(), None) if model.module is not None else None
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def class_prototypes(model: Contract, classes: Sequence[int]) -> Tensor:
+    """[n] int64, the prototypes that speak for any of ``classes``: their largest class weight is positive and there.
+
+    Raises:
+        ModelError: the model tells no class weights.
+        InputError: a class index out of range.
+    """
+    weights = model.class_weights()
+    if weights is None:
+        raise ModelError(expected("model.class_weights()", "a tensor [P, K], since a class was asked for", None))
+    for k in classes:
+        if not 0 <= k < weights.shape[1]:
+            raise InputError(expected("class", f"an index in 0 .. {weights.shape[1] - 1}", k))
+    own = (weights == weights.max(1, keepdim=True).values) & (weights > 0)
+    return own[:, list(classes)].any(1).nonzero().squeeze(1).cpu()
