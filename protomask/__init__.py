@@ -1,0 +1,38 @@
+"""protomask: where prototype networks really look.
+
+``locate`` finds each prototype's region in an image, by MDM or any other registered method; the metrics score the maps,
+``protomask.visualise`` draws them. Adapters for model families live in extensions such as ``protopnet_ext``.
+"""
+
+from protomask.errors import CheckpointError, DataError, InputError, ModelError, ProtomaskError, ResourceError
+from protomask.localisers import LOCALISERS, MDM, Maps, Request, SingleMask, Upsampling, UpsamplingCentred, register
+from protomask.locate import locate
+from protomask.model import Contract, Family, PrototypeModel, contract, wrap
+from protomask.records import Localisation, Targets
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LOCALISERS",
+    "MDM",
+    "CheckpointError",
+    "Contract",
+    "DataError",
+    "Family",
+    "InputError",
+    "Localisation",
+    "Maps",
+    "ModelError",
+    "ProtomaskError",
+    "PrototypeModel",
+    "Request",
+    "ResourceError",
+    "SingleMask",
+    "Targets",
+    "Upsampling",
+    "UpsamplingCentred",
+    "contract",
+    "locate",
+    "register",
+    "wrap",
+]

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from protomask.activation import relative_activation
+from protomask.engine import Problems, Schedule, in_chunks, train_masks
+from protomask.errors import InputError, ResourceError
+from protomask.masks import blend, render
+from protomask.model import contract
+from protomask.objective import KeepLoss, area, consistency, total_variation
+from protomask.stack import stack
+from tests.toys import BlockModel
+
+
+def problems(dtype: torch.dtype = torch.float64) -> tuple[BlockModel, Problems]:
+    model = BlockModel([(0, 0, 16, 16), (16, 16, 32, 32)])
+    images = torch.full((2, 3, 32, 32), 0.8, dtype=dtype)
+    rows, prototypes = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1])
+    before = model.activations(images)[rows, prototypes]
+    return model, Problems(images, torch.zeros_like(images), rows, prototypes, before, torch.zeros_like(before))
+
+
+class Recorder(BlockModel):
+    """Counts images per pass, and runs out of memory above a limit."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__([(0, 0, 16, 16), (16, 16, 32, 32)])
+        self.limit, self.sizes = limit, []
+
+    def activations(self, images: Tensor, prototypes: Tensor | None = None) -> Tensor:
+        self.sizes.append(len(images))
+        if len(images) > self.limit:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+        return super().activations(images, prototypes)
+
+
+def test_a_block_is_found_in_closed_form() -> None:
+    """Scale 2, block = the first cell. Bilinear rendering gives the cell's value a the weight c = .875^2 within the
+    block and .25 over the image, so (1 - c a)^2 + w a / 4 is least at a = (1 - w / (8 c)) / c; other cells stay at
+    zero, since they add more area than activation."""
+    model, posed = problems()
+    weight, share = 2.0, 0.875**2
+    vectors = train_masks(contract(model), posed, [2], KeepLoss(weight, 0.0), Schedule(steps=600, learning_rate=0.02))[
+        2
+    ]
+    assert float(vectors[0, 0, 0]) == pytest.approx((1 - weight / (8 * share)) / share, abs=1e-3)
+    assert float(vectors[0].flatten()[1:].max()) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_cheap_block_is_kept_whole_and_nothing_else() -> None:
+    model, posed = problems()
+    vectors = train_masks(contract(model), posed, [4], KeepLoss(0.2, 0.0), Schedule(steps=100))[4]
+    block = torch.zeros(4, 4, dtype=torch.float64)
+    block[:2, :2] = 1
+    assert torch.equal(vectors[0], block)
+
+
+def test_the_same_block_in_both_images_gives_the_same_mask() -> None:
+    model, posed = problems()
+    vectors = train_masks(contract(model), posed, [4, 6], KeepLoss(), Schedule())
+    for scale in (4, 6):
+        assert torch.equal(vectors[scale][1], vectors[scale][2])
+        assert torch.allclose(vectors[scale][0], vectors[scale][1].flip(0, 1), atol=1e-9)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4, 7])
+def test_chunks_change_nothing(batch: int) -> None:
+    model, posed = problems()
+    whole = train_masks(contract(model), posed, [4, 6], KeepLoss(), Schedule(), batch=64)
+    parts = train_masks(contract(model), posed, [4, 6], KeepLoss(), Schedule(), batch=batch)
+    for scale in whole:
+        assert float((whole[scale] - parts[scale]).abs().max()) < 1e-6
+
+
+def test_out_of_memory_halves_the_chunk_and_changes_nothing_else() -> None:
+    model, posed = problems()
+    free = train_masks(contract(model), posed, [4, 6], KeepLoss(), Schedule())
+    tight = Recorder(limit=2)
+    found = train_masks(contract(tight), posed, [4, 6], KeepLoss(), Schedule())
+    assert max(tight.sizes) == 6
+    assert sum(size > 2 for size in tight.sizes) == 2  # 6, then 3, then it fits
+    for scale in free:
+        assert float((free[scale] - found[scale]).abs().max()) < 1e-6
+
+
+def test_no_memory_for_one_image_is_said() -> None:
+    _, posed = problems()
+    with pytest.raises(ResourceError, match="single image"):
+        train_masks(contract(Recorder(limit=0)), posed, [4], KeepLoss(), Schedule())
+
+
+def test_other_runtime_errors_are_not_taken_for_memory() -> None:
+    def broken(part: slice) -> None:
+        raise RuntimeError("the model is broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        list(in_chunks(4, 2, broken))
+
+
+def test_passes_are_counted() -> None:
+    model, posed = problems()
+    told: list[int] = []
+    train_masks(contract(model), posed, [4, 6, 8], KeepLoss(), Schedule(steps=5), batch=4, progress=told.append)
+    assert sum(told) == 3 * 3 * 5
+
+
+def test_losses_in_closed_form() -> None:
+    assert consistency(torch.tensor([0.5, 1.0, 2.0])).tolist() == [0.25, 0.0, 0.0]
+    assert area(torch.tensor([[[1.0, 0.0], [0.5, 0.5]]])).tolist() == [0.5]
+    stripes = torch.tensor([[[0.0, 1.0], [0.0, 1.0]]])
+    assert total_variation(stripes).tolist() == [1.0]
+    relative = relative_activation(torch.tensor([3.0, 1.0]), torch.tensor([5.0, 1.0]), torch.tensor([1.0, 1.0]))
+    assert relative[0] == 0.5
+    assert relative[1].isnan()
+
+
+def test_blend_and_render_in_closed_form() -> None:
+    image, fill = torch.ones(1, 3, 2, 2), torch.zeros(1, 3, 2, 2)
+    mask = torch.tensor([[[0.0, 0.25], [0.5, 1.0]]])
+    assert torch.equal(blend(image, mask, fill)[0, 0], mask[0])
+    ramp = render(torch.tensor([[[0.0, 1.0], [0.0, 1.0]]]), (1, 4))
+    # Bilinear without aligned corners: pixel centres .25 and .75 of a cell.
+    assert ramp.flatten().tolist() == pytest.approx([0.0, 0.25, 0.75, 1.0])
+
+
+def test_stacks_in_closed_form() -> None:
+    masks = torch.tensor([[[[0.5, 1.0]]], [[[0.5, 0.25]]]])
+    assert stack(masks, "product").flatten().tolist() == [0.25, 0.25]
+    assert stack(masks, "geometric").flatten().tolist() == pytest.approx([0.5, 0.5])
+    assert stack(masks, "mean").flatten().tolist() == [0.5, 0.625]
+    with pytest.raises(InputError, match="stack: expected one of"):
+        stack(masks, "max")
