@@ -1,0 +1,139 @@
+"""Reading image files: upright, RGB, complete, or an error that names the file.
+
+OpenCV fills the missing part of a truncated JPEG with grey and says nothing, so Pillow decodes here.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from protomask.errors import DataError, expected
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_WANTED = "a complete, readable image"
+_strict_lock = threading.Lock()
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """The image in a file, upright (EXIF orientation applied): [H, W, 3] uint8 RGB.
+
+    Grey becomes three equal channels, an alpha channel is dropped (not blended), 16-bit grey is scaled by 1 / 257, and
+    of several frames the first is read.
+
+    Raises:
+        DataError: the file is missing, empty, truncated, corrupt, no image, or has floating-point or 32-bit pixels.
+    """
+    path = Path(path)
+    try:
+        with _no_truncated_images(), Image.open(path) as image:
+            image.load()
+            return _rgb(_upright(image), path)
+    except (DataError, MemoryError):
+        raise
+    except FileNotFoundError as error:
+        raise DataError(expected(str(path), _WANTED, "no such file")) from error
+    except UnidentifiedImageError as error:
+        raise DataError(expected(str(path), _WANTED, _unidentified(path))) from error
+    except Exception as error:  # damaged files make Pillow's decoders raise almost any type
+        raise DataError(expected(str(path), _WANTED, f"{type(error).__name__}: {error}")) from error
+
+
+def list_images(path: str | Path) -> list[Path]:
+    """The image files at ``path``: itself where it is a file, else those in the folder and below, sorted by path.
+
+    In a folder, files count by suffix (:data:`IMAGE_SUFFIXES`, any case); names with a leading dot are left out. A file
+    that is named itself is returned whatever its suffix.
+
+    Raises:
+        DataError: nothing is there, the folder cannot be listed, or it holds no image.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DataError(expected(str(path), "an image file or a folder of images", "no such file or folder"))
+    found = sorted(_walk(path), key=lambda p: p.relative_to(path).as_posix())
+    if not found:
+        raise DataError(expected(str(path), f"at least one image ({', '.join(IMAGE_SUFFIXES)})", "none"))
+    return found
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file's name says that it is an image and it is not hidden."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def _walk(top: Path) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        raise DataError(expected(str(top), "a folder that can be listed", error)) from error
+
+    seen: set[Path] = set()
+    for folder, names, files in os.walk(top, onerror=refuse, followlinks=True):
+        here = Path(folder).resolve()
+        if here in seen:  # a link back up would be walked for ever
+            names.clear()
+            continue
+        seen.add(here)
+        names[:] = sorted(n for n in names if not n.startswith("."))
+        yield from (file for file in (Path(folder) / name for name in files) if is_image(file))
+
+
+@contextmanager
+def _no_truncated_images() -> Iterator[None]:
+    # Pillow's switch is global, and training scripts like to set it.
+    if not ImageFile.LOAD_TRUNCATED_IMAGES:
+        yield
+        return
+    with _strict_lock:
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+        try:
+            yield
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = True
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # a damaged EXIF block says nothing about the pixels, which were complete
+        orientation = 1
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def _rgb(image: Image.Image, path: Path) -> np.ndarray:
+    if image.mode == "F":
+        raise DataError(expected(str(path), "an image of 8 or 16 bits", "floating-point pixels"))
+    if image.mode.startswith("I"):
+        return _from_16_bits(np.asarray(image), path)
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA")  # straight to RGB would warn about transparency in a palette
+    return np.array(image.convert("RGB"))
+
+
+def _from_16_bits(grey: np.ndarray, path: Path) -> np.ndarray:
+    if grey.min() < 0 or grey.max() > 65535:
+        raise DataError(expected(str(path), "an image of 8 or 16 bits", f"values {grey.min()} to {grey.max()}"))
+    return np.repeat(np.round(grey / 257).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def _unidentified(path: Path) -> str:
+    size = path.stat().st_size
+    return "an empty file" if size == 0 else f"{size} bytes in no image format that Pillow knows"

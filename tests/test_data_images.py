@@ -1,0 +1,171 @@
+"""Reading images: against OpenCV and Pillow's own EXIF rotation, and every kind of damage."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageFile, ImageOps
+
+from protomask.data.images import list_images, read_image
+from protomask.errors import DataError
+
+
+def picture(height: int = 40, width: int = 56) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x * 4, y * 6, (x + y) * 2], axis=2).astype(np.uint8)
+
+
+def jpeg(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def test_rgb_png_is_read_exactly(tmp_path: Path) -> None:
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    read = read_image(tmp_path / "a.png")
+    assert read.dtype == np.uint8
+    assert read.flags.writeable
+    assert np.array_equal(read, picture())
+    assert np.array_equal(read_image(str(tmp_path / "a.png")), read)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"webp": {"lossless": True}, "jpg": {"quality": 95, "subsampling": 0}}.get(suffix, {})
+    Image.fromarray(picture()).save(path, exif=exif, **options)
+    with Image.open(path) as image:
+        wanted = np.array(ImageOps.exif_transpose(image))
+    read = read_image(path)
+    assert np.array_equal(read, wanted)
+    assert read.shape == ((40, 56, 3) if orientation < 5 else (56, 40, 3))
+    if suffix == "jpg":  # a second library, with a decoder of its own
+        other = cv2.imread(str(path))[..., ::-1].astype(int)
+        assert other.shape == read.shape
+        assert np.abs(other - read).max() <= 6
+
+
+def test_a_damaged_exif_block_leaves_the_image_as_it_lies(tmp_path: Path) -> None:
+    Image.fromarray(picture()).save(tmp_path / "a.jpg", exif=b"Exif\0\0nonsense")
+    assert read_image(tmp_path / "a.jpg").shape == (40, 56, 3)
+
+
+def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:
+    Image.fromarray(picture()[..., 0]).save(tmp_path / "a.png")
+    read = read_image(tmp_path / "a.png")
+    assert np.array_equal(read, np.repeat(picture()[..., :1], 3, axis=2))
+
+
+def test_alpha_is_dropped_not_blended(tmp_path: Path) -> None:
+    Image.fromarray(np.dstack([picture(), np.zeros((40, 56), np.uint8)])).save(tmp_path / "a.png")
+    assert np.array_equal(read_image(tmp_path / "a.png"), picture())
+
+
+def test_palette_with_transparency(tmp_path: Path) -> None:
+    image = Image.new("P", (3, 2))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putpixel((2, 1), 1)
+    image.save(tmp_path / "a.png", transparency=b"\x00\x80")
+    wanted = np.full((2, 3, 3), (10, 20, 30), np.uint8)
+    wanted[1, 2] = 200, 100, 50
+    assert np.array_equal(read_image(tmp_path / "a.png"), wanted)
+
+
+def test_sixteen_bits_are_scaled_to_eight(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.array([[0, 257, 32896, 65535]], np.uint16))
+    assert read_image(tmp_path / "a.png")[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((3, 3), np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match=r"a\.tif.*8 or 16 bits.*floating-point"):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("kept", [0.02, 0.3, 0.6, 0.9, 0.999])
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_truncated_jpeg_is_an_error(
+    tmp_path: Path, kept: float, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = jpeg(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    (tmp_path / "a.jpg").write_bytes(whole[: int(kept * len(whole))])
+    # Training scripts set this switch of Pillow's, after which it fills with grey.
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", allowed)
+    with pytest.raises(DataError, match=r"a\.jpg: expected a complete, readable image, got .*"):
+        read_image(tmp_path / "a.jpg")
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is allowed
+
+
+def test_wherever_a_jpeg_is_cut_it_is_an_error_or_all_pixels_were_there(tmp_path: Path) -> None:
+    whole = jpeg(picture())
+    errors = 0
+    for cut in (*range(1, 40), *range(40, len(whole), 11)):
+        (tmp_path / "a.jpg").write_bytes(whole[:-cut])
+        try:
+            read = read_image(tmp_path / "a.jpg")
+        except DataError:
+            errors += 1
+        else:  # only the end-of-image marker was lost
+            assert cut <= 2
+            with Image.open(io.BytesIO(whole)) as image:
+                assert np.array_equal(read, np.array(image))
+    assert errors > 100
+
+
+def test_a_truncated_png_is_an_error(tmp_path: Path) -> None:
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:-60])
+    with pytest.raises(DataError, match=r"a\.png"):
+        read_image(tmp_path / "a.png")
+
+
+def test_empty_alien_missing_and_folder(tmp_path: Path) -> None:
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.jpg").write_text("not an image at all")
+    (tmp_path / "folder.jpg").mkdir()
+    for name, came in (
+        ("empty.jpg", "an empty file"),
+        ("text.jpg", "19 bytes in no image format"),
+        ("missing.jpg", "no such file"),
+        ("folder.jpg", "IsADirectoryError"),
+    ):
+        with pytest.raises(DataError, match=came) as caught:
+            read_image(tmp_path / name)
+        assert str(tmp_path / name) in str(caught.value)
+
+
+def test_list_images_is_sorted_recursive_and_by_suffix(tmp_path: Path) -> None:
+    for name in ("b/z.PNG", "b/a.jpg", "a.jpeg", "c.webp", "notes.txt", ".hidden.jpg", ".trash/x.jpg", "b/._a.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = [p.relative_to(tmp_path).as_posix() for p in list_images(tmp_path)]
+    assert found == ["a.jpeg", "b/a.jpg", "b/z.PNG", "c.webp"]
+
+
+def test_list_images_follows_links_but_not_in_circles(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "a.jpg").touch()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "cls").symlink_to(tmp_path / "store", target_is_directory=True)
+    (tmp_path / "store" / "up").symlink_to(tmp_path / "data", target_is_directory=True)
+    assert list_images(tmp_path / "data") == [tmp_path / "data" / "cls" / "a.jpg"]
+
+
+def test_list_images_of_a_file_is_that_file_whatever_its_name(tmp_path: Path) -> None:
+    (tmp_path / "scan").touch()
+    assert list_images(tmp_path / "scan") == [tmp_path / "scan"]
+
+
+def test_list_images_of_nothing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"at least one image .*, got none"):
+        list_images(tmp_path)
+    with pytest.raises(DataError, match="nowhere: expected an image file or a folder"):
+        list_images(tmp_path / "nowhere")
