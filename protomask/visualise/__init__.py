@@ -1,0 +1,1 @@
+"""Pictures of what was found: overlays (numpy, OpenCV), figures (matplotlib) and one self-contained HTML report."""

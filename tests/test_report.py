@@ -1,0 +1,238 @@
+"""The report is one file that holds everything, escapes everything and asks nothing of the network."""
+
+# ruff: noqa: RUF001 (true minus signs and dashes are what is tested)
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from protomask.errors import InputError, ResourceError
+from protomask.visualise.report import DifferenceTable, Picture, Report, ScoreTable, render, write_report
+from protomask.visualise.sheet import png_bytes, sheet
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+PNG = png_bytes(sheet(0.4, 0.3), dpi=100)
+NASTY = "<script>alert('x')</script> & \"quotes\""
+
+
+@dataclass(frozen=True)
+class _Summary:
+    mean: float | None
+    low: float | None
+    high: float | None
+    n: int = 210
+
+
+class _Page(HTMLParser):
+    """Reads the page strictly: every element closed in order; keeps its attributes, its tables and its text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.tables: list[list[list[str]]] = []
+        self.marked: list[str] = []
+        self.text: list[str] = []
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        elif tag == "strong":
+            self.marked.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" in self.open:
+            return
+        self.text.append(data)
+        if "td" in self.open or "th" in self.open:
+            self.tables[-1][-1][-1] += data
+        if "strong" in self.open:
+            self.marked[-1] += data
+
+    def values(self, name: str) -> list[str]:
+        return [value for _, attribute, value in self.attributes if attribute == name]
+
+
+def _scores() -> ScoreTable:
+    scores = {
+        "mdm": {"energy": _Summary(0.71, 0.69, 0.74), "deletion": _Summary(0.31, 0.28, 0.33)},
+        "upsampling": {"energy": _Summary(0.42, 0.40, 0.44), "deletion": _Summary(0.12, 0.1, 0.14)},
+        "random": {"energy": _Summary(math.nan, math.nan, math.nan), "deletion": _Summary(0.05, 0.04, 0.06)},
+        "annotation": {"energy": _Summary(0.99, 0.98, 1.0)},
+    }
+    return ScoreTable("Scores", scores, ["energy", "deletion"], {"energy": 1, "deletion": -1}, "210 pairs")
+
+
+def _differences() -> DifferenceTable:
+    differences = {
+        "upsampling": {"energy": _Summary(0.29, 0.25, 0.33), "deletion": _Summary(0.19, 0.15, 0.22)},
+        "random": {"energy": _Summary(0.02, -0.01, 0.05), "deletion": _Summary(-0.10, -0.2, -0.001)},
+        "annotation": {"energy": _Summary(0.4, math.nan, math.nan), "deletion": _Summary(None, None, None)},
+    }
+    return DifferenceTable("Differences", "mdm", differences, ["energy", "deletion"], {"energy": 1, "deletion": -1})
+
+
+def _full() -> Report:
+    return Report(
+        "Planted birds",
+        ("MDM finds the part.", "Intervals are clustered by image."),
+        (_scores(), _differences()),
+        (
+            Picture("Panels", PNG, "a panel", "Image 3"),
+            Picture("Panels", PNG, "another"),
+            Picture("Bank", PNG, "a bank"),
+        ),
+        "protomask demo --out out --seed 0",
+        {"steps": 25, "fill": "mean colour"},
+        {"torch": "2.9", "model": "demo:protopnet"},
+    )
+
+
+def test_report_holds_everything_in_order() -> None:
+    page = _Page(render(_full()))
+    text = " ".join(" ".join(page.text).split())
+    wanted = (
+        "Planted birds", "MDM finds the part.", "Intervals are clustered", "210 pairs", "Differences", "Panels",
+        "Image 3", "Bank", "How this was made", "protomask demo --out out --seed 0", "steps", "25", "mean colour",
+        "torch", "2.9",
+    )  # fmt: skip
+    places = [text.find(word) for word in wanted]
+    assert -1 not in places
+    body = text[text.index("210 pairs") :]
+    order = [body.find(word) for word in ("Differences", "Image 3", "Bank", "protomask demo", "mean colour", "2.9")]
+    assert order == sorted(order)
+    assert page.values("alt") == ["a panel", "another", "a bank"]
+
+
+def test_pictures_are_embedded_with_their_size() -> None:
+    page = _Page(render(_full()))
+    sources = [value for tag, name, value in page.attributes if (tag, name) == ("img", "src")]
+    assert len(sources) == 3
+    assert all(base64.b64decode(s.removeprefix("data:image/png;base64,"), validate=True) == PNG for s in sources)
+    assert page.values("width")[0] == "40"
+    assert page.values("height")[0] == "30"
+
+
+def test_score_table_prints_means_intervals_and_arrows() -> None:
+    head, mdm, upsampling, random, annotation = _Page(render(_full())).tables[0]
+    assert [" ".join(cell.split()) for cell in head] == ["method", "energy ↑", "deletion ↓"]
+    assert [" ".join(cell.split()) for cell in mdm] == ["mdm", "0.71 [0.69, 0.74]", "0.31 [0.28, 0.33]"]
+    assert upsampling[0] == "upsampling"
+    assert random[1] == "–"
+    assert annotation[2] == "–"
+
+
+def test_the_best_is_bold_by_direction_and_controls_never_are() -> None:
+    page = _Page(render(Report("t", tables=(_scores(),))))
+    assert page.marked == ["0.71", "0.12"]  # energy: mdm; deletion: upsampling, for random is a control
+    both = {m: {"energy": _Summary(v, 0.6, 0.8)} for m, v in (("mdm", 0.714), ("single-mask", 0.706), ("other", 0.70))}
+    tied = _Page(render(Report("t", tables=(ScoreTable("s", both, ["energy"], {"energy": 1}),))))
+    assert tied.marked == ["0.71", "0.71"]
+    undirected = _Page(render(Report("t", tables=(ScoreTable("s", both, ["energy"], {}),))))
+    assert undirected.marked == []
+
+
+def test_differences_are_marked_where_the_interval_excludes_zero() -> None:
+    page = _Page(render(Report("t", tables=(_differences(),))))
+    head, upsampling, random, annotation = ([" ".join(c.split()) for c in row] for row in page.tables[0])
+    assert head[0] == "mdm minus"
+    assert upsampling[1:] == ["+0.29 [0.25, 0.33] better", "+0.19 [0.15, 0.22] worse"]
+    # The interval's end is told to the digit that shows on which side of zero it lies.
+    assert random[1:] == ["+0.02 [−0.01, 0.05]", "−0.100 [−0.200, −0.001] better"]
+    assert annotation[1:] == ["+0.40", "–"]  # one group has a mean and no interval, so nothing is said about zero
+    assert page.marked == ["+0.29", "+0.19", "−0.100"]
+
+
+def test_counts_are_said_once_where_they_agree_and_in_each_cell_where_they_do_not() -> None:
+    agreed = " ".join(_Page(render(Report("t", tables=(_scores(),)))).text)
+    assert "interval of 210 pairs" in agreed
+    assert "n = " not in agreed
+    scores = {"mdm": {"a": _Summary(0.5, 0.4, 0.6, 210), "b": _Summary(0.5, 0.4, 0.6, 1)}}
+    mixed = _Page(render(Report("t", tables=(ScoreTable("s", scores, ["a", "b"], {}),)))).tables[0][1]
+    assert [cell.split("n = ")[1] for cell in mixed[1:]] == ["210", "1"]
+
+
+def test_everything_is_escaped() -> None:
+    summary = {NASTY: {NASTY: _Summary(0.5, 0.4, 0.6)}}
+    report = Report(
+        NASTY,
+        (NASTY,),
+        (ScoreTable(NASTY, summary, [NASTY], {}, NASTY), DifferenceTable(NASTY, NASTY, summary, [NASTY], {}, NASTY)),
+        (Picture(NASTY, PNG, NASTY, NASTY),),
+        NASTY,
+        {NASTY: NASTY},
+        {NASTY: NASTY},
+    )
+    html = render(report)
+    assert "<script" not in html
+    page = _Page(html)
+    assert " ".join(page.text).count(NASTY) >= 15
+    assert page.values("alt") == [NASTY]
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+
+
+def test_the_file_needs_nothing_but_itself() -> None:
+    html = render(_full())
+    page = _Page(html)
+    words = re.sub(r"data:image/png;base64,[\w+/=]+", "", html)
+    assert len(words) < len(html)
+    assert not re.search(r"https?:|[\"'(]//|@import|url\(", words, re.IGNORECASE)
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _, _ in page.attributes}
+    assert all(value.startswith("data:image/png;base64,") for value in page.values("src"))
+    targets = {value[1:] for value in page.values("href")}
+    assert all(value.startswith("#") for value in page.values("href"))
+    assert targets <= set(page.values("id"))
+    assert len(page.values("id")) == len(set(page.values("id")))
+    assert any("default-src 'none'" in value for value in page.values("content"))
+
+
+def test_the_page_reads_in_the_dark_on_paper_and_by_keyboard() -> None:
+    html = render(_full())
+    page = _Page(html)
+    for rule in ("prefers-color-scheme: dark", "@media print", ":focus-visible", "overflow-x: auto", "max-width: 100%"):
+        assert rule in html
+    assert ("html", "lang", "en-GB") in page.attributes
+    assert page.values("scope").count("col") == 6
+    scrolling = [value for tag, name, value in page.attributes if (tag, name) == ("div", "tabindex")]
+    assert scrolling == ["0", "0"]
+
+
+def test_an_empty_report_is_still_a_page() -> None:
+    page = _Page(render(Report("Nothing yet")))
+    assert "Nothing yet" in "".join(page.text)
+    assert page.tables == []
+
+
+def test_write_report_writes_the_file_and_says_when_it_cannot(tmp_path: Path) -> None:
+    path = write_report(tmp_path / "out" / "report.html", _full())
+    assert path.read_text(encoding="utf-8") == render(_full())
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ResourceError, match=r"report\.html: expected a file that can be written"):
+        write_report(tmp_path / "file" / "report.html", _full())
+
+
+def test_pictures_must_be_png() -> None:
+    with pytest.raises(InputError, match="png"):
+        Picture("h", b"GIF89a", "alt")
