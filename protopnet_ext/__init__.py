@@ -1,0 +1,25 @@
+"""ProtoPNet for protomask: the adapter for upstream's ``PPNet``, a reference model, and its training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from protomask.model import Family
+
+from .adapter import ProtoPNetModel, matches, wrap
+from .model import ProtoPNet, build
+from .train import TrainSettings, add_train_arguments, fit, train
+
+_DEMO = Path(__file__).parent / "demo"
+
+FAMILY = Family(
+    name="protopnet",
+    matches=matches,
+    wrap=wrap,
+    build=build,
+    add_train_arguments=add_train_arguments,
+    train=train,
+    demo=_DEMO if _DEMO.is_dir() else None,
+)
+
+__all__ = ["FAMILY", "ProtoPNet", "ProtoPNetModel", "TrainSettings", "build", "fit", "matches", "train", "wrap"]

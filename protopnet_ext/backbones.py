@@ -1,0 +1,176 @@
+"""Backbones: torchvision's convolutional layers under upstream ProtoPNet's names, and their weights files.
+
+torchvision and upstream name the layers alike, up to the one level of nesting that is rebuilt here: ResNets lie bare
+(``conv1``, ``layer1``, ...), all others under ``features``. ``conv-small`` is our own, for small pictures.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from protomask.checks import check_choice
+from protomask.errors import CheckpointError, expected
+
+_TORCHVISION = (
+    *(f"vgg{depth}{bn}" for depth in (11, 13, 16, 19) for bn in ("", "_bn")),
+    *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
+    *(f"densenet{depth}" for depth in (121, 161, 169, 201)),
+    "mobilenet_v2",
+    "squeezenet1_0",
+    "squeezenet1_1",
+)
+BACKBONES = (*_TORCHVISION, "conv-small")
+
+# (channels, stride) of 3 x 3 convolutions: stride 16 in all, receptive field 123 pixels.
+_SMALL = ((16, 2), (32, 1), (32, 2), (48, 1), (64, 2), (64, 1), (96, 2), (96, 1), (96, 1))
+
+# Heads of torchvision's classifiers, which a backbone has no use for.
+_HEADS = ("classifier.", "fc.")
+_WRAPPERS = ("state_dict", "model")
+# DenseNet's oldest files write norm.1 where the layer is called norm1.
+_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
+
+
+class Features(nn.Sequential):
+    """The convolutional layers of a backbone; [B, 3, H, W] -> [B, C, h, w]."""
+
+    def __init__(self, name: str, layers: Mapping[str, nn.Module]) -> None:
+        super().__init__(OrderedDict(layers))
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"{self.name}_features"
+
+
+def build_features(name: str) -> Features:
+    """The convolutional layers of one of :data:`BACKBONES`, with torchvision's initial weights.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    check_choice("backbone", name, BACKBONES)
+    if name == "conv-small":
+        return Features(name, {"features": _small()})
+    net = torchvision.models.get_model(name, weights=None)
+    if name.startswith("resnet"):
+        return Features(name, {k: m for k, m in net.named_children() if k not in ("avgpool", "fc")})
+    if name.startswith("densenet"):
+        net.features.add_module("final_relu", nn.ReLU(inplace=True))  # torchvision has it outside, as a function
+    return Features(name, {"features": net.features})
+
+
+def feature_channels(features: nn.Module) -> int:
+    """C, the channels of a backbone's output, found by a pass of one small image."""
+    modes = [(m, m.training) for m in features.modules()]
+    features.eval()
+    with torch.no_grad():
+        channels = features(torch.zeros(1, 3, 64, 64)).shape[1]
+    for module, mode in modes:
+        module.training = mode
+    return int(channels)
+
+
+def receptive_field(features: nn.Module, size: int, kernel: int = 1) -> list[float]:
+    """``[n, jump, extent, start]`` of prototypes of ``kernel`` cells, in pixels of an image of ``size`` x ``size``.
+
+    n cells along a side, the distance between their centres, the extent of the receptive field of each, and the centre
+    of the first: what upstream keeps as ``proto_layer_rf_info``. Shortcuts and the smaller of two parallel convolutions
+    do not widen the field and are left out.
+    """
+    cells, jump, extent, start = float(size), 1.0, 1.0, 0.5
+    layers = [m for name, m in features.named_modules() if "downsample" not in name and "expand1x1" not in name]
+    steps = [_window(m) for m in layers if isinstance(m, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d))]
+    for width, stride, padding, ceil in [*steps, (kernel, 1, 0, False)]:
+        reach = (cells + 2 * padding - width) / stride
+        cells = (-(-reach // 1) if ceil else reach // 1) + 1
+        extent += (width - 1) * jump
+        start += ((width - 1) / 2 - padding) * jump
+        jump *= stride
+    return [int(cells), int(jump), int(extent), start]
+
+
+def has_identity_statistics(features: nn.Module) -> bool:
+    """Whether batch norm is there and all of it keeps mean 0 and variance 1, as after folding it into convolutions.
+
+    With loaded weights this says that the network was never meant to be normalised: statistics of a batch would change
+    what it computes. A network without weights looks the same, so ask for loaded weights only.
+    """
+    norms = [m for m in features.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    known = [(m.running_mean, m.running_var) for m in norms if m.running_mean is not None and m.running_var is not None]
+    return bool(known) and all(bool((mean == 0).all() and (var == 1).all()) for mean, var in known)
+
+
+def load_weights(features: nn.Module, path: str | Path) -> None:
+    """Fill a backbone from a state dict of the torchvision model: ``torch.save`` or safetensors, any float precision.
+
+    ``{"state_dict": ...}`` and ``{"model": ...}`` around it, a ``module.`` prefix and the classifier's own entries are
+    seen through; old files without ``num_batches_tracked`` are taken.
+
+    Raises:
+        CheckpointError: the file is missing or corrupt, needs code to load, or does not fit the backbone.
+    """
+    path = Path(path)
+    given = {k: v for k, v in _names(_read(path)).items() if not k.startswith(_HEADS)}
+    wanted = features.state_dict()
+    missing = {k for k in wanted.keys() - given.keys() if not k.endswith("num_batches_tracked")}
+    for problem, names in (("missing", missing), ("unexpected", given.keys() - wanted.keys())):
+        if names:
+            some = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+            raise CheckpointError(expected(str(path), f"weights of {features!r}", f"{len(names)} {problem}: {some}"))
+    for name, tensor in given.items():
+        if tensor.shape != wanted[name].shape:
+            raise CheckpointError(expected(f"{path}: {name}", f"shape {list(wanted[name].shape)}", list(tensor.shape)))
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CheckpointError(expected(f"{path}: {name}", "finite values", "NaN or infinity"))
+    features.load_state_dict({k: v.to(wanted[k].dtype) for k, v in given.items()}, strict=False)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    wanted = "a state dict of tensors"
+    if not path.is_file():
+        raise CheckpointError(expected("weights", f"{wanted} at {path}", "no such file"))
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds on corrupt files
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(expected(str(path), f"{wanted} that loads without running code", reason)) from error
+    for name in _WRAPPERS:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(name), Mapping):
+            loaded = loaded[name]
+    if not isinstance(loaded, Mapping) or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise CheckpointError(expected(str(path), wanted, type(loaded).__name__))
+    return {str(k): v for k, v in loaded.items()}
+
+
+def _names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    prefix = "module." if state and all(k.startswith("module.") for k in state) else ""
+    return {_OLD_DENSENET.sub(r"\1\2.", k[len(prefix) :]): v for k, v in state.items()}
+
+
+def _small() -> nn.Sequential:
+    layers: list[nn.Module] = []
+    channels = 3
+    for width, stride in _SMALL:
+        conv = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        layers += [conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        channels = width
+    return nn.Sequential(*layers)
+
+
+def _window(layer: nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) -> tuple[int, int, int, bool]:
+    """(kernel, stride, padding, whether sizes round up) of a layer with square windows."""
+    values = (layer.kernel_size, layer.stride, layer.padding)
+    kernel, stride, padding = (int(v[0]) if isinstance(v, tuple) else int(v) for v in values)
+    return kernel, stride, padding, bool(getattr(layer, "ceil_mode", False))

@@ -1,0 +1,78 @@
+"""``train-state.pt``: where a training run stands, so that the same command goes on from there."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from protomask.errors import CheckpointError, InputError, ResourceError, expected
+from protomask.files import write_with
+
+from .batches import Pictures
+
+STATE = "train-state.pt"
+_FORMAT = 1
+
+
+def fingerprint(pictures: Pictures) -> str:
+    """A short hash of the samples' names and labels, which tells one training set from another."""
+    text = "\n".join(f"{i}\t{k}" for i, k in zip(pictures.image_ids, pictures.labels, strict=True))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def file_digest(path: str | Path) -> str:
+    """A short hash of a file's content.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with Path(path).open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    except OSError as error:
+        raise CheckpointError(expected("weights", f"a readable file at {path}", error)) from error
+    return digest.hexdigest()[:16]
+
+
+def save_state(folder: Path, identity: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Write the state in one step, so that an interruption leaves the one before.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
+    content = {"format": _FORMAT, "identity": dict(identity), **state}
+    try:
+        write_with(folder / STATE, lambda path: torch.save(content, path))
+    except RuntimeError as error:  # what torch.save raises on a full disk
+        raise ResourceError(expected(str(folder / STATE), "a file that can be written", error)) from error
+
+
+def load_state(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The state in ``folder``, or None where there is none. Loading runs no code.
+
+    Raises:
+        CheckpointError: the file is no state of ours.
+        InputError: it belongs to a run with other settings or data.
+    """
+    path = folder / STATE
+    if not path.exists():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        known = state["identity"] if state["format"] == _FORMAT else None
+    except Exception as error:  # torch.load raises many kinds on corrupt files
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(expected(str(path), "the state of a training run", reason)) from error
+    if known is None:
+        raise CheckpointError(expected(f"{path}: format", str(_FORMAT), state["format"]))
+    for name in {**known, **identity}:
+        if known.get(name) != identity.get(name):
+            wanted = f"{known.get(name)!r}, as the run in {folder} began with (or another folder)"
+            raise InputError(expected(name, wanted, repr(identity.get(name))))
+    return state
