@@ -4,7 +4,9 @@
 ``protomask.visualise`` draws them. Adapters for model families live in extensions such as ``protopnet_ext``.
 """
 
+from protomask.checkpoint import load_checkpoint
 from protomask.errors import CheckpointError, DataError, InputError, ModelError, ProtomaskError, ResourceError
+from protomask.evaluate import evaluate
 from protomask.localisers import LOCALISERS, MDM, Maps, Request, SingleMask, Upsampling, UpsamplingCentred, register
 from protomask.locate import locate
 from protomask.model import Contract, Family, PrototypeModel, contract, wrap
@@ -32,6 +34,8 @@ __all__ = [
     "Upsampling",
     "UpsamplingCentred",
     "contract",
+    "evaluate",
+    "load_checkpoint",
     "locate",
     "register",
     "wrap",

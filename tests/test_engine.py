@@ -130,5 +130,8 @@ def test_stacks_in_closed_form() -> None:
     assert stack(masks, "product").flatten().tolist() == [0.25, 0.25]
     assert stack(masks, "geometric").flatten().tolist() == pytest.approx([0.5, 0.5])
     assert stack(masks, "mean").flatten().tolist() == [0.5, 0.625]
+    some = torch.cat([masks, torch.zeros(1, 1, 1, 2)])
+    assert torch.equal(stack(some, "product"), stack(masks, "product"))  # an empty scale has no say
+    assert stack(torch.zeros(2, 1, 1, 2), "product").flatten().tolist() == [0.0, 0.0]
     with pytest.raises(InputError, match="stack: expected one of"):
         stack(masks, "max")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from protomask.data.sample import Geometry, Sample
 
 
 class BlockModel:
@@ -30,7 +33,7 @@ class BlockModel:
 
 def scenes(count: int = 4) -> Tensor:
     """[count, 3, 32, 32]: patches of seeded colours, normalised as ConvModel expects."""
-    colours = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(3))[:count]
+    colours = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(3))[:count]
     return F.interpolate(2 * colours, size=(32, 32), mode="nearest")
 
 
@@ -79,3 +82,65 @@ class ConvModel(nn.Module):
 
     def describe(self, prototype: int) -> str:
         return f"class {prototype // 2} / {prototype % 2}"
+
+
+class ClassedBlocks(BlockModel):
+    """A BlockModel whose prototype p speaks for class p."""
+
+    class_names = ("first", "second", "third")
+
+    def class_weights(self) -> Tensor:
+        return torch.eye(self.num_prototypes) * 1.5 - 0.5
+
+    def logits(self, images: Tensor) -> Tensor:
+        return self.activations(images) @ self.class_weights()
+
+
+BLOCKS = [(4, 4, 12, 12), (18, 2, 26, 10), (8, 20, 20, 30)]
+
+
+def block_model() -> ClassedBlocks:
+    """The factory that the commands call as ``tests.toys:block_model``."""
+    return ClassedBlocks(BLOCKS)
+
+
+class BlockScenes:
+    """Dark noise with a bright square per part; class k is about part k, and each part is one of BlockModel's blocks.
+
+    ``masks`` False leaves points only, as in CUB.
+    """
+
+    name = "blocks"
+    class_names = ("first", "second", "third")
+    part_names = ("a", "b", "c")
+
+    def __init__(self, count: int = 9, *, masks: bool = True) -> None:
+        self.count, self.masks = count, masks
+
+    def __len__(self) -> int:
+        return self.count
+
+    def _image(self, index: int, without: int | None = None) -> np.ndarray:
+        rng = np.random.default_rng(index)
+        image = rng.integers(0, 20, (32, 32, 3)).astype(np.uint8)
+        for part, (x0, y0, x1, y1) in enumerate(BLOCKS):
+            if part != without:
+                image[y0:y1, x0:x1] = 200 + rng.integers(0, 40)
+        return image
+
+    def __getitem__(self, index: int) -> Sample:
+        masks = np.zeros((3, 32, 32), bool)
+        for part, (x0, y0, x1, y1) in enumerate(BLOCKS):
+            masks[part, y0:y1, x0:x1] = True
+        return Sample(
+            image_id=f"blocks/{index}",
+            image=self._image(index),
+            label=index % 3,
+            geometry=Geometry((64, 64), (0, 0, 64, 64), (32, 32)),
+            box=np.array([4.0, 2.0, 26.0, 30.0]),
+            points=np.array([[(x0 + x1 - 1) / 2, (y0 + y1 - 1) / 2] for x0, y0, x1, y1 in BLOCKS]),
+            part_masks=masks if self.masks else None,
+        )
+
+    def without_part(self, index: int, part: int) -> np.ndarray | None:
+        return self._image(index, part)

@@ -1,0 +1,196 @@
+"""``evaluate``: score several localisers on the same pairs, against annotations and causally.
+
+Pairs are drawn once (:mod:`protomask.pairs`); every method locates the same pairs; scores are per pair, NaN where
+undefined; summaries carry bootstrap intervals clustered by image (by patient where there are patients).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from protomask.checks import check_choice
+from protomask.data.sample import Dataset, Sample
+from protomask.errors import InputError, expected
+from protomask.fills import SCORING_FILL, fill_images
+from protomask.localisers import Localiser
+from protomask.locate import locate, resolve_method
+from protomask.metrics import (
+    METRICS,
+    Summary,
+    Truth,
+    faithfulness_scores,
+    paired_difference,
+    score_annotation,
+    summarise,
+)
+from protomask.model import Contract, contract, untouched
+from protomask.pairs import Pair, PairSet, draw_pairs, tensors, truth_of
+from protomask.records import Localisation
+
+CONTROLS = ("random", "centre", "annotation")
+METHODS = ("mdm", "upsampling", "upsampling-centred", "single-mask", *CONTROLS)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Scores of several methods on the same pairs.
+
+    Attributes:
+        pairs: what was scored.
+        values: method -> metric -> [N] float64, NaN where undefined.
+        fills: method -> the fill it optimised with, empty where it optimised nothing.
+        scoring_fill: the fill of the causal scores.
+    """
+
+    pairs: PairSet
+    values: Mapping[str, Mapping[str, np.ndarray]]
+    fills: Mapping[str, str]
+    scoring_fill: str = SCORING_FILL
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """N names, what intervals are clustered by."""
+        return tuple(pair.group for pair in self.pairs.pairs)
+
+    def summaries(self, seed: int = 0) -> dict[str, dict[str, Summary]]:
+        """method -> metric -> mean and 95 % interval; metrics that no method defines are left out."""
+        shown = {m for values in self.values.values() for m, v in values.items() if np.isfinite(v).any()}
+        return {
+            method: {m: summarise(v, self.groups, seed=seed) for m, v in values.items() if m in shown}
+            for method, values in self.values.items()
+        }
+
+    def differences(self, reference: str = "mdm", seed: int = 0) -> dict[str, dict[str, Summary]]:
+        """other method -> metric -> paired difference (reference minus other) over pairs where both are defined."""
+        check_choice("reference", reference, tuple(self.values))
+        mine = self.values[reference]
+        return {
+            other: {m: paired_difference(mine[m], v, self.groups, seed=seed) for m, v in values.items() if m in mine}
+            for other, values in self.values.items()
+            if other != reference
+        }
+
+    def optimised_with_scoring_fill(self) -> tuple[str, ...]:
+        """Methods whose causal scores flatter them, since they were trained with the fill that scores them."""
+        return tuple(method for method, fill in self.fills.items() if fill == self.scoring_fill)
+
+
+Seen = Callable[[Sequence[Pair], Sequence[Sample], Mapping[str, Localisation], Truth], object]
+"""Called with every chunk: its pairs, their samples, the localisations by method, and the truth."""
+
+
+def evaluate(
+    model: object,
+    dataset: Dataset,
+    methods: Sequence[str | Localiser] = METHODS,
+    *,
+    pairs: int = 200,
+    seed: int = 0,
+    batch: int = 32,
+    fill: str = SCORING_FILL,
+    progress: bool = False,
+    seen: Seen | None = None,
+) -> Evaluation:
+    """Score methods on seeded pairs of a data set.
+
+    Args:
+        model: as for :func:`protomask.locate`.
+        dataset: samples with whatever annotation it has; a metric without its annotation is NaN.
+        methods: names of localisers, or localisers built by hand.
+        pairs: how many (image, prototype) pairs.
+        seed: of the pairs and of everything drawn.
+        batch: images in one network pass.
+        fill: the scoring fill; ``"mean"`` (zero after normalisation) by protocol.
+        progress: show progress bars on standard error.
+        seen: called with every chunk, for pictures and files; keep what you need, the maps are not stored.
+
+    Raises:
+        InputError: an unknown method, no methods, or no pair with something to locate.
+    """
+    known = contract(model)
+    localisers = dict(_named(methods))
+    with tqdm(total=pairs, desc="pairs", unit="pair", disable=not progress) as bar:
+        drawn = draw_pairs(known, dataset, pairs, seed=seed, batch=batch, progress=bar.update)
+    scores: dict[str, list[dict[str, torch.Tensor]]] = {name: [] for name in localisers}
+    fills: dict[str, str] = {}
+    with tqdm(total=len(drawn.pairs) * len(localisers), desc="locate + score", unit="map", disable=not progress) as bar:
+        for chunk in _chunks(drawn.pairs, max(1, batch // 2)):
+            samples = [dataset[pair.index] for pair in chunk]
+            truth = truth_of(samples, chunk, drawn.kind)
+            found = {}
+            for name, localiser in localisers.items():
+                found[name] = _locate(known, samples, chunk, localiser, truth, seed, batch)
+                fills[name] = found[name].fill
+                scores[name].append(_score(known, samples, chunk, found[name], truth, fill, batch))
+                bar.update(len(chunk))
+            if seen is not None:
+                seen(chunk, samples, found, truth)
+    return Evaluation(drawn, {name: _joined(parts) for name, parts in scores.items()}, fills, fill)
+
+
+def _named(methods: Sequence[str | Localiser]) -> Iterator[tuple[str, Localiser]]:
+    if isinstance(methods, str) or not methods:
+        raise InputError(expected("methods", "a list of at least one method", repr(methods)))
+    names: set[str] = set()
+    for method in methods:
+        localiser, name = resolve_method(method)
+        if name in names:
+            raise InputError(expected("methods", "each method once", f"{name} twice"))
+        names.add(name)
+        yield name, localiser
+
+
+def _chunks(pairs: Sequence[Pair], size: int) -> Iterator[list[Pair]]:
+    for start in range(0, len(pairs), size):
+        yield list(pairs[start : start + size])
+
+
+def _locate(
+    model: Contract, samples: list[Sample], chunk: list[Pair], localiser: Localiser, truth: Truth, seed: int, batch: int
+) -> Localisation:
+    targets = [(row, pair.prototype) for row, pair in enumerate(chunk)]
+    return locate(
+        model,
+        tensors(model, samples),
+        targets,
+        localiser,
+        seed=seed,
+        batch=batch,
+        regions=truth.regions,
+        boxes=truth.boxes,
+    )
+
+
+def _score(
+    model: Contract,
+    samples: list[Sample],
+    chunk: list[Pair],
+    found: Localisation,
+    truth: Truth,
+    fill: str,
+    batch: int,
+) -> dict[str, torch.Tensor]:
+    images = tensors(model, samples)
+    before = torch.tensor([pair.activation for pair in chunk], dtype=images.dtype)
+    floors = torch.tensor([pair.floor for pair in chunk], dtype=images.dtype)
+    with untouched(model.module):
+        causal = faithfulness_scores(
+            model,
+            images,
+            found.targets,
+            found.maps,
+            fill_images(fill, images, model.mean, model.std),
+            before,
+            floors,
+            batch=batch,
+        )
+    return {**score_annotation(found.maps, found.masks, truth), **causal}
+
+
+def _joined(parts: list[dict[str, torch.Tensor]]) -> dict[str, np.ndarray]:
+    return {name: torch.cat([p[name] for p in parts]).double().cpu().numpy() for name in METRICS if name in parts[0]}

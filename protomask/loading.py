@@ -1,0 +1,168 @@
+"""MODEL on the command line: a checkpoint folder, ``demo:NAME``, or ``package.module:factory``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from protomask.checkpoint import Description, load_checkpoint
+from protomask.data import Dataset, Sample
+from protomask.data.images import read_image
+from protomask.errors import CheckpointError, DataError, InputError, expected
+from protomask.model import Contract, contract, families
+
+FORMS = "a checkpoint folder, demo:NAME or package.module:factory"
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model with everything the commands need to feed it and to name what it says.
+
+    Attributes:
+        name: for files and titles.
+        model: behind the contract.
+        size: (height, width) of its input, pixels.
+        crop: ``"none"`` or ``"box"``, as it was trained.
+        class_names: K names, or none.
+        description: of a checkpoint, else None.
+        folder: of a checkpoint, else None.
+    """
+
+    name: str
+    model: Contract
+    size: tuple[int, int]
+    crop: str = "none"
+    class_names: tuple[str, ...] = ()
+    description: Description | None = None
+    folder: Path | None = None
+
+    def names(self) -> list[str]:
+        """What each of the P prototypes is called."""
+        return [self.model.describe(p) for p in range(self.model.num_prototypes)]
+
+    def source(self, prototype: int) -> tuple[np.ndarray, tuple[float, float, float, float] | None] | None:
+        """The training image [H, W, 3] uint8 that a prototype was taken from, and its box; None where not stored."""
+        if self.description is None or self.folder is None or not self.description.prototypes:
+            return None
+        stored = self.description.prototypes[prototype]
+        if not stored.file or not (self.folder / stored.file).is_file():
+            return None
+        return read_image(self.folder / stored.file), stored.box
+
+
+def load_model(text: str, device: str = "cpu", size: tuple[int, int] | None = None) -> Loaded:
+    """The model that MODEL names, on a device.
+
+    ``package.module:factory`` imports your module (the working directory is searched first) and calls the factory
+    without arguments: your code, run because you named it. Nothing else runs code.
+
+    Args:
+        text: MODEL.
+        device: a torch device, such as ``"cpu"`` or ``"cuda:0"``.
+        size: (height, width) for a model that does not tell its input's size.
+
+    Raises:
+        InputError: not one of the forms, or no input size.
+        CheckpointError: the checkpoint cannot be loaded.
+        ModelError: the model does not fulfil the contract.
+    """
+    if text.startswith("demo:"):
+        return _checkpoint(_demo(text.removeprefix("demo:")), text, device)
+    path = Path(text)
+    if path.is_dir():
+        return _checkpoint(path, path.name or text, device)
+    if path.exists():
+        raise CheckpointError(expected("MODEL", FORMS, f"the file {text}"))
+    if ":" in text:
+        return _made(text, device, size)
+    raise InputError(expected("MODEL", FORMS, f"{text!r}, which does not exist"))
+
+
+def _demo(name: str) -> Path:
+    demos = {f.name: f.demo for f in families().values() if f.demo is not None}
+    if name not in demos:
+        raise InputError(expected("MODEL", "one of " + ", ".join(f"demo:{n}" for n in demos), f"demo:{name}"))
+    return demos[name]
+
+
+def _checkpoint(folder: Path, name: str, device: str) -> Loaded:
+    loaded = load_checkpoint(folder)
+    loaded.module.to(device)
+    description = loaded.description
+    return Loaded(
+        name,
+        contract(loaded.model),
+        description.size,
+        description.crop,
+        description.class_names,
+        description,
+        Path(folder),
+    )
+
+
+def _made(text: str, device: str, size: tuple[int, int] | None) -> Loaded:
+    module_name, _, factory_name = text.partition(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        factory = getattr(importlib.import_module(module_name), factory_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(expected("MODEL", FORMS, f"{text!r} ({error})")) from error
+    model = contract(factory())
+    if model.module is not None:
+        model.module.to(device)
+    if model.input_shape is not None:
+        size = (model.input_shape[-2], model.input_shape[-1])
+    if size is None:
+        raise InputError(expected("--size", "the input's height and width, since the model does not tell", None))
+    return Loaded(factory_name, model, size, class_names=tuple(getattr(model.source, "class_names", ())))
+
+
+@dataclass(frozen=True, eq=False)
+class Relabelled:
+    """A data set whose labels are the model's classes, matched by name: subsets and other orders stay right."""
+
+    dataset: Dataset
+    labels: tuple[int, ...]
+    class_names: Sequence[str]
+
+    @property
+    def name(self) -> str:
+        """The data set's own name."""
+        return self.dataset.name
+
+    @property
+    def part_names(self) -> Sequence[str]:
+        """The data set's own part names."""
+        return self.dataset.part_names
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.dataset[index]
+        return replace(sample, label=self.labels[sample.label])
+
+    def without_part(self, index: int, part: int) -> np.ndarray | None:
+        """As the data set gives it."""
+        return self.dataset.without_part(index, part)
+
+
+def with_labels_of(loaded: Loaded, dataset: Dataset) -> Dataset:
+    """The data set with the model's class indices; as it is where the model names no classes or they agree.
+
+    Raises:
+        DataError: the data set has a class that the model does not know.
+    """
+    if not loaded.class_names or tuple(dataset.class_names) == loaded.class_names:
+        return dataset
+    known = {name: k for k, name in enumerate(loaded.class_names)}
+    missing = [name for name in dataset.class_names if name not in known]
+    if missing:
+        raise DataError(expected("classes of the data", "classes that the model knows", ", ".join(missing[:5])))
+    return Relabelled(dataset, tuple(known[name] for name in dataset.class_names), loaded.class_names)

@@ -1,0 +1,233 @@
+"""Which (image, prototype) pairs an evaluation looks at, and which part each of them is causally about.
+
+A pair is an image of the data set and one of the prototypes of the image's own class. The part that it is about is
+found causally: every annotated part is in-painted in turn, and the one whose removal lowers the relative activation
+most is the pair's part, if it is a clear winner (:func:`protomask.metrics.causal_parts`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from protomask.checks import check_count
+from protomask.data.inpaint import PART_RADIUS
+from protomask.data.sample import Dataset, Sample, to_tensor
+from protomask.engine import in_chunks
+from protomask.errors import InputError, expected
+from protomask.locate import measure
+from protomask.metrics import Truth, causal_parts, part_drops
+from protomask.model import Contract, class_prototypes, device_of, untouched
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """One (image, prototype) pair with what is known of it.
+
+    Attributes:
+        index: of the sample in the data set.
+        prototype: index.
+        image_id: of the sample.
+        group: what intervals are clustered by.
+        part: index of the causal part, -1 where there is no clear winner or no annotation.
+        activation: on the whole image.
+        floor: of the activation.
+    """
+
+    index: int
+    prototype: int
+    image_id: str
+    group: str
+    part: int
+    activation: float
+    floor: float
+
+
+@dataclass(frozen=True, eq=False)
+class PairSet:
+    """The pairs of one evaluation and how they were found.
+
+    Attributes:
+        pairs: in the order they were drawn.
+        drawn: how many candidates were looked at (their activation above the floor).
+        qualified: how many of the drawn have a clear causal part; 0 where the data set annotates no parts.
+        kind: ``"part"`` where parts have pixel masks (a pair without a clear part is then left out), else
+            ``"segmentation"`` where the whole object has, else ``"object"``.
+    """
+
+    pairs: tuple[Pair, ...]
+    drawn: int
+    qualified: int
+    kind: str
+
+
+def draw_pairs(
+    model: Contract,
+    dataset: Dataset,
+    count: int,
+    *,
+    seed: int = 0,
+    batch: int = 32,
+    progress: Callable[[int], object] | None = None,
+) -> PairSet:
+    """``count`` seeded pairs, images first: every image gives one pair before any gives a second.
+
+    Where parts have pixel masks, only pairs with a clear causal part count, and drawing goes on until there are
+    ``count`` of them or every image has been tried with every prototype of its class. Elsewhere every pair counts.
+
+    Raises:
+        InputError: no pair could be drawn.
+    """
+    check_count("pairs", count)
+    kind, drawn, qualified = "object", 0, 0
+    kept: list[Pair] = []
+    candidates = _candidates(model, dataset, seed)
+    with untouched(model.module):
+        for group in _batched(candidates, max(1, batch // 4)):
+            kind, found = _look(model, dataset, group, batch)
+            before = len(kept)
+            for pair in found[: _until(found, kind, count - before)]:
+                drawn += 1
+                qualified += pair.part >= 0
+                if kind != "part" or pair.part >= 0:
+                    kept.append(pair)
+            if progress is not None:
+                progress(len(kept) - before)
+            if len(kept) == count:
+                break
+    if not kept:
+        raise InputError(expected("pairs", "at least one pair with something to locate", f"none in {drawn} drawn"))
+    return PairSet(tuple(kept), drawn, qualified, kind)
+
+
+def _until(found: list[Pair], kind: str, wanted: int) -> int:
+    """How many of ``found`` are looked at before ``wanted`` of them count."""
+    counting = [row for row, pair in enumerate(found) if kind != "part" or pair.part >= 0]
+    return len(found) if len(counting) < wanted else counting[wanted - 1] + 1
+
+
+def _candidates(model: Contract, dataset: Dataset, seed: int) -> Iterator[tuple[int, int]]:
+    """(sample, prototype) in drawing order: rounds over all images, each round with another prototype of the class."""
+    order = np.random.default_rng([seed, 0]).permutation(len(dataset))
+    own: dict[int, np.ndarray] = {}
+    for round_ in range(model.num_prototypes):
+        for index in order.tolist():
+            label = dataset[index].label
+            if label not in own:
+                known = model.class_weights() is not None
+                own[label] = class_prototypes(model, [label]).numpy() if known else np.arange(model.num_prototypes)
+            if round_ < len(own[label]):
+                shuffled = np.random.default_rng([seed, 1, index]).permutation(own[label])
+                yield index, int(shuffled[round_])
+
+
+def _batched(items: Iterator[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
+    group: list[tuple[int, int]] = []
+    for item in items:
+        group.append(item)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+@torch.no_grad()
+def _look(model: Contract, dataset: Dataset, group: list[tuple[int, int]], batch: int) -> tuple[str, list[Pair]]:
+    samples = [dataset[index] for index, _ in group]
+    images = tensors(model, samples)
+    targets = torch.tensor([(row, prototype) for row, (_, prototype) in enumerate(group)])
+    start = measure(model, images, targets, batch)
+    keep = start.locatable.nonzero().squeeze(1).tolist()
+    parts = _parts(model, dataset, [group[i] for i in keep], start.before[keep], start.floors[keep], batch)
+    pairs = [
+        Pair(
+            group[i][0],
+            group[i][1],
+            samples[i].image_id,
+            samples[i].group,
+            part,
+            float(start.before[i]),
+            float(start.floors[i]),
+        )
+        for i, part in zip(keep, parts, strict=True)
+    ]
+    return _kind(samples[0]), pairs
+
+
+def _kind(sample: Sample) -> str:
+    if sample.part_masks is not None:
+        return "part"
+    return "object" if sample.segmentation is None else "segmentation"
+
+
+def _parts(
+    model: Contract, dataset: Dataset, group: list[tuple[int, int]], before: Tensor, floors: Tensor, batch: int
+) -> list[int]:
+    """The causal part of each pair, -1 where there is none."""
+    names = len(dataset.part_names)
+    if names == 0 or not group:
+        return [-1] * len(group)
+    where, removed = [], []
+    for row, (index, _) in enumerate(group):
+        for part in range(names):
+            image = dataset.without_part(index, part)
+            if image is not None:
+                where.append((row, part))
+                removed.append(image)
+    activations = torch.full((len(group), names), torch.nan, dtype=before.dtype, device=before.device)
+    prototypes = torch.tensor([group[row][1] for row, _ in where], device=before.device)
+
+    def work(part: slice) -> Tensor:
+        images = to_tensor(removed[part], model.mean, model.std).to(before.device)
+        return model.activations(images, prototypes[part])
+
+    if removed:
+        values = torch.cat(list(in_chunks(len(removed), batch, work)))
+        rows, columns = torch.tensor(where, device=before.device).unbind(1)
+        activations[rows, columns] = values
+    return [int(p) for p in causal_parts(part_drops(before, activations, floors)).part]
+
+
+def tensors(model: Contract, samples: list[Sample]) -> Tensor:
+    """Samples as the model expects them, on its device: [B, C, H, W]."""
+    return to_tensor([s.image for s in samples], model.mean, model.std).to(device_of(model))
+
+
+def truth_of(samples: list[Sample], pairs: list[Pair], kind: str) -> Truth:
+    """What is annotated about each pair, one row per pair.
+
+    Where parts have masks, the region is the causal part's; else it is the object: its segmentation, or its box.
+    """
+    size = samples[0].image.shape[:2]
+    boxes = torch.full((len(pairs), 4), torch.nan, dtype=torch.float64)
+    points = torch.full((len(pairs), 2), torch.nan, dtype=torch.float64)
+    regions = torch.zeros((len(pairs), *size), dtype=torch.bool)
+    for row, (sample, pair) in enumerate(zip(samples, pairs, strict=True)):
+        if sample.box is not None:
+            boxes[row] = torch.from_numpy(np.asarray(sample.box, dtype=np.float64))
+        if pair.part >= 0 and sample.points is not None:
+            points[row] = torch.from_numpy(np.asarray(sample.points[pair.part], dtype=np.float64))
+        region = _region(sample, pair, kind)
+        if region is not None:
+            regions[row] = torch.from_numpy(region)
+    diagonal = ((boxes[:, 2] - boxes[:, 0]) ** 2 + (boxes[:, 3] - boxes[:, 1]) ** 2).sqrt()
+    groups = tuple(pair.group for pair in pairs)
+    return Truth(regions, kind, boxes, points, PART_RADIUS * diagonal, groups)
+
+
+def _region(sample: Sample, pair: Pair, kind: str) -> np.ndarray | None:
+    if kind == "part":
+        return sample.part_masks[pair.part] if sample.part_masks is not None and pair.part >= 0 else None
+    if sample.segmentation is not None:
+        return sample.segmentation
+    if sample.box is None:
+        return None
+    x0, y0, x1, y1 = (round(float(v)) for v in sample.box)
+    region = np.zeros(sample.image.shape[:2], bool)
+    region[max(0, y0) : y1, max(0, x0) : x1] = True
+    return region

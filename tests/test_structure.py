@@ -1,0 +1,115 @@
+"""Imports point one way, and the public names are these."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+import protomask
+
+ROOT = Path(__file__).parents[1]
+# From the bottom up: a file may import from its own layer and from those before it.
+LAYERS = (
+    ("errors",),
+    ("checks",),
+    ("blur", "files", "activation", "allocator"),
+    ("records", "model", "region", "fills", "masks", "objective", "stack", "data.sample"),
+    ("targets", "engine", "data", "metrics", "visualise"),
+    ("localisers", "store", "checkpoint"),
+    ("locate",),
+    ("pairs", "loading"),
+    ("evaluate",),
+    ("gallery",),
+    ("commands",),
+    ("cli",),
+)
+RECORDS_ONLY = ("metrics", "region", "visualise")
+
+
+def imports_of(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def layer_of(module: str) -> int | None:
+    inner = module.removeprefix("protomask.")
+    matches = [
+        (len(name), level) for level, names in enumerate(LAYERS) for name in names if f"{inner}.".startswith(f"{name}.")
+    ]
+    return max(matches)[1] if matches else None
+
+
+def modules() -> list[tuple[str, Path]]:
+    files = sorted((ROOT / "protomask").rglob("*.py"))
+    named = [(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"), path) for path in files]
+    return [(name, path) for name, path in named if name != "protomask"]
+
+
+def test_every_module_has_a_layer() -> None:
+    assert [name for name, _ in modules() if layer_of(name) is None] == []
+
+
+def test_imports_point_one_way() -> None:
+    upward = [
+        f"{name} imports {other}"
+        for name, path in modules()
+        for other in imports_of(path)
+        if other.startswith("protomask.") and (layer_of(other) or 0) > (layer_of(name) or 0)
+    ]
+    assert upward == []
+
+
+def test_metrics_and_pictures_know_no_stage() -> None:
+    stages = ("engine", "localisers", "locate", "pairs", "evaluate", "gallery", "commands", "store", "targets")
+    wrong = [
+        f"{name} imports {other}"
+        for name, path in modules()
+        if name.split(".")[1] in RECORDS_ONLY
+        for other in imports_of(path)
+        if other.startswith("protomask.") and other.split(".")[1] in stages
+    ]
+    assert wrong == []
+
+
+def test_the_core_never_imports_an_extension() -> None:
+    wrong = [
+        name for name, path in modules() if any("protopnet_ext" in i or "xprotonet_ext" in i for i in imports_of(path))
+    ]
+    assert wrong == []
+
+
+def test_the_version_is_written_once() -> None:
+    assert version("protomask") == protomask.__version__
+    assert (
+        "version =" not in (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("[tool.setuptools.dynamic]")[0]
+    )
+
+
+PUBLIC = """
+    LOCALISERS MDM CheckpointError Contract DataError Family InputError Localisation Maps ModelError ProtomaskError
+    PrototypeModel Request ResourceError SingleMask Targets Upsampling UpsamplingCentred contract evaluate
+    load_checkpoint locate register wrap
+"""
+
+
+def test_the_public_names() -> None:
+    assert protomask.__all__ == PUBLIC.split()
+    for name in protomask.__all__:
+        assert getattr(protomask, name).__doc__ or name == "LOCALISERS", name
+
+
+@pytest.mark.parametrize("state", ["torch.random.get_rng_state().sum().item()", "torch.get_num_threads()"])
+def test_importing_changes_nothing(state: str) -> None:
+    code = f"import torch; before = {state}; import protomask; assert before == {state}; import sys; "
+    code += "assert 'protopnet_ext' not in sys.modules and 'matplotlib.pyplot' not in sys.modules"
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=ROOT)
