@@ -1,0 +1,166 @@
+"""Localisation quality of all methods on the pairs of one or several models: the tables of the README and the notes.
+
+Pairs are drawn from the test split, unseen in training and in tuning; several models (training seeds) are pooled, with
+intervals clustered by image and model. Prints and writes a table of means with 95 % intervals, the paired differences
+of MDM to every other method, and how hard the pairs are. ::
+
+    python benchmarks/localisation.py --data planted --scenes 400 --pairs 120 --out benchmarks/results/planted \\
+        runs/planted-1 runs/planted-2
+    python benchmarks/localisation.py --data cub --root CUB --species 10,12,14 --pairs 200 \\
+        --out benchmarks/results/cub20 runs/cub20
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from protomask.allocator import keep_memory
+from protomask.commands.common import (
+    DIRECTIONS,
+    add_evaluation_data_options,
+    add_run_options,
+    choose_device,
+    dataset_for,
+    positive,
+    versions,
+    write_table,
+)
+from protomask.commands.evaluate import tidy
+from protomask.data import Dataset
+from protomask.evaluate import METHODS, Evaluation, evaluate
+from protomask.files import write_text
+from protomask.loading import load_model
+from protomask.metrics import METRICS, Summary, paired_difference, summarise
+from protomask.store import prepare_output, write_scores
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Scores of all models together: method -> metric -> [N], and the clusters of the N pairs."""
+
+    values: dict[str, dict[str, np.ndarray]]
+    groups: tuple[str, ...]
+
+    def summaries(self) -> dict[str, dict[str, Summary]]:
+        return {m: {k: summarise(v, self.groups) for k, v in s.items()} for m, s in self.values.items()}
+
+    def differences(self, reference: str) -> dict[str, dict[str, Summary]]:
+        mine = self.values[reference]
+        others = {m: s for m, s in self.values.items() if m != reference}
+        return {m: {k: paired_difference(mine[k], v, self.groups) for k, v in s.items()} for m, s in others.items()}
+
+
+def pool(results: Sequence[Evaluation]) -> Pool:
+    first = results[0].values
+    values = {m: {k: np.concatenate([r.values[m][k] for r in results]) for k in first[m]} for m in first}
+    return Pool(values, tuple(f"{n}/{g}" for n, r in enumerate(results) for g in r.groups))
+
+
+def cell(summary: Summary | None) -> str:
+    if summary is None or summary.n == 0:
+        return "-"
+    return f"{summary.mean:.3f} [{summary.low:.3f}, {summary.high:.3f}]"
+
+
+def table(rows: dict[str, dict[str, Summary]], metrics: Sequence[str]) -> str:
+    heads = [f"{m} ({'higher' if DIRECTIONS[m] > 0 else 'lower'})" for m in metrics]
+    lines = ["| method | " + " | ".join(heads) + " |", "|---" * (len(metrics) + 1) + "|"]
+    lines += [f"| {m} | " + " | ".join(cell(s.get(k)) for k in metrics) + " |" for m, s in rows.items()]
+    return "\n".join(lines)
+
+
+def difficulty(results: Sequence[Evaluation], datasets: Sequence[Dataset]) -> str:
+    areas, clear, drawn = [], 0, 0
+    for result, data in zip(results, datasets, strict=True):
+        clear, drawn = clear + result.pairs.qualified, drawn + result.pairs.drawn
+        for pair in result.pairs.pairs:
+            masks = data[pair.index].part_masks
+            if pair.part >= 0 and masks is not None:
+                areas.append(float(masks[pair.part].mean()))
+    said = f"{drawn} pairs drawn, {clear} with a clear causal part."
+    return said + (f" Median part: {100 * float(np.median(areas)):.2f} % of the image." if areas else "")
+
+
+def run(args: argparse.Namespace) -> tuple[list[Evaluation], list[Dataset]]:
+    results, datasets = [], []
+    for name in args.models:
+        loaded = load_model(name, choose_device(args.device))
+        data = dataset_for(args, loaded)
+        results.append(
+            evaluate(
+                loaded.model,
+                data,
+                args.methods.split(","),
+                pairs=args.pairs,
+                seed=args.seed,
+                batch=args.batch,
+                progress=args.progress,
+            )
+        )
+        datasets.append(data)
+    return results, datasets
+
+
+def provenance(args: argparse.Namespace, seconds: float) -> dict[str, object]:
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "command": "python benchmarks/localisation.py " + " ".join(sys.argv[1:]),
+        "commit": commit,
+        "seed": args.seed,
+        "threads": torch.get_num_threads(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "versions": versions(),
+        "minutes": round(seconds / 60, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", metavar="MODEL")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--pairs", type=positive, default=200, help="per model")
+    parser.add_argument("--out", required=True)
+    add_evaluation_data_options(parser)
+    add_run_options(parser)
+    args = parser.parse_args()
+    keep_memory()
+    torch.set_num_threads(2)
+    out = prepare_output(args.out)
+    start = time.perf_counter()
+    results, datasets = run(args)
+    pooled = pool(results)
+    summaries, differences = pooled.summaries(), pooled.differences("mdm")
+    shown = [m for m in METRICS if any(s[m].n for s in summaries.values() if m in s)]
+    about = provenance(args, time.perf_counter() - start)
+    text = "\n\n".join(
+        [
+            f"`{about['command']}`",
+            difficulty(results, datasets),
+            f"{len(pooled.groups)} pairs scored, {len(set(pooled.groups))} images; mean and 95 % interval.",
+            table(summaries, shown),
+            "MDM minus each other method, paired; 95 % interval.",
+            table(differences, shown),
+        ]
+    )
+    print(text)
+    write_text(out / "table.md", text + "\n")
+    write_scores(out / "scores.json", {"pooled": summaries})
+    write_text(out / "about.json", json.dumps(about, indent=2) + "\n")
+    rows = [(n, *row) for n, (r, d) in enumerate(zip(results, datasets, strict=True)) for row in tidy(r, d)]
+    write_table(out / "pairs.csv", ("model", "image", "prototype", "part", "method", "metric", "score"), rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""The command ``protomask``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from protomask import __version__
+from protomask.allocator import keep_memory
+from protomask.commands import demo, evaluate, listing, locate, train
+from protomask.errors import ProtomaskError
+
+DESCRIPTION = """Where prototype networks really look.
+
+Prototype networks explain a decision by "this part looks like that prototype", and show the part by upsampling a coarse
+map, which is known to be wrong. protomask finds the region by training masks (MDM) instead, draws it, and scores it
+against the other methods. Begin with:
+
+  protomask demo --out protomask-demo
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    top = argparse.ArgumentParser(
+        prog="protomask", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    top.add_argument("--version", action="version", version=f"protomask {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    demo.add_parser(commands)
+    locate.add_parser(commands)
+    evaluate.add_parser(commands)
+    train.add_parser(commands)
+    for name, run, text in (
+        ("methods", listing.methods, "list the localisation methods"),
+        ("metrics", listing.metrics, "list the metrics"),
+    ):
+        commands.add_parser(name, help=text, description=text.capitalize() + ".").set_defaults(run=run)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; 0 when it worked, 2 for an error that we can explain, 130 after Ctrl-C."""
+    args = parser().parse_args(arguments)
+    keep_memory()
+    try:
+        args.run(args)
+    except ProtomaskError as error:
+        print(f"protomask: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("protomask: stopped; what was computed so far is kept where the command writes it", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,1 @@
+"""The commands, one file each; :mod:`protomask.cli` puts them together."""

@@ -1,0 +1,174 @@
+"""Options, checks and files that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from protomask.data import DATASETS, Dataset, open_dataset
+from protomask.errors import InputError, expected
+from protomask.files import write_text
+from protomask.loading import Loaded, with_labels_of
+from protomask.metrics import METRICS, Summary
+from protomask.model import untouched
+
+MODEL_HELP = "a checkpoint folder, package.module:factory, or demo:protopnet, the shipped reference model"
+DIRECTIONS = {name: 1 if metric.higher_is_better else -1 for name, metric in METRICS.items()}
+
+
+def add_run_options(parser: argparse.ArgumentParser, batch: int = 32) -> None:
+    """``--device``, ``--seed``, ``--batch`` and ``--quiet``, as every command that computes has them."""
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--device", default="auto", metavar="DEVICE", help="cpu, cuda, cuda:N or auto (default: %(default)s)"
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="of everything drawn (default: %(default)s)")
+    group.add_argument(
+        "--batch", type=positive, default=batch, metavar="N", help="images in one network pass (default: %(default)s)"
+    )
+    add_quiet(group)
+
+
+def add_quiet(group: argparse._ActionsContainer) -> None:
+    """``--quiet``, which sets ``progress`` to False."""
+    group.add_argument("--quiet", dest="progress", action="store_false", help="no progress bars")
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """``--data``, ``--root``, ``--crop`` and the options of planted scenes."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--data", required=True, choices=DATASETS, help="the kind of data set")
+    group.add_argument("--root", metavar="DIR", help="its folder (cub: the one that holds images.txt)")
+    group.add_argument(
+        "--crop",
+        choices=("none", "box"),
+        help="cub: full frames, or cut to the annotated box first (default: as the model was trained, else none)",
+    )
+    group.add_argument("--scenes", dest="count", type=positive, metavar="N", help="planted: how many scenes")
+    return group
+
+
+def add_evaluation_data_options(parser: argparse.ArgumentParser) -> None:
+    """The data options, and which part of the data to evaluate on."""
+    group = add_data_options(parser)
+    group.add_argument(
+        "--data-seed", type=int, default=0, metavar="N", help="planted: the stream of scenes (default: %(default)s)"
+    )
+    group.add_argument("--split", default="test", help="which part of the data (default: %(default)s)")
+    group.add_argument("--species", metavar="ID,ID,...", help="cub: only these class ids of classes.txt")
+
+
+def positive(text: str) -> int:
+    """An integer of at least 1, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {value}")
+    return value
+
+
+def size_option(text: str) -> tuple[int, int]:
+    """``224`` or ``224x160`` (height x width) as (height, width), for argparse."""
+    parts = text.lower().split("x")
+    if len(parts) not in (1, 2) or not all(p.isdigit() and int(p) > 0 for p in parts):
+        raise argparse.ArgumentTypeError(f"expected N or HxW, got {text!r}")
+    return int(parts[0]), int(parts[-1])
+
+
+def choose_device(name: str) -> str:
+    """``auto`` as cuda where there is one, else cpu; any other name as it came, if tensors can be put there.
+
+    Raises:
+        InputError: no such device here.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        wanted = "auto, cpu or an available cuda device"
+        raise InputError(expected("--device", wanted, f"{name!r} ({error})")) from error
+    return name
+
+
+def dataset_for(args: argparse.Namespace, loaded: Loaded) -> Dataset:
+    """The data set that the options name, at the model's size and with the model's class indices."""
+    species = None if args.species is None else [int(s) for s in args.species.split(",")]
+    crop = loaded.crop if args.crop is None else args.crop
+    data = open_dataset(
+        args.data,
+        root=args.root,
+        split=args.split,
+        size=loaded.size,
+        crop=crop if args.data == "cub" else "none",
+        seed=args.data_seed,
+        count=args.count,
+        species=species,
+        classes=len(loaded.class_names) or 12,
+    )
+    return with_labels_of(loaded, data)
+
+
+def seconds_per_pass(loaded: Loaded, batch: int, *, gradient: bool) -> float:
+    """What one image costs on this machine in a pass of ``batch``: forward, with the input gradient if asked for.
+
+    One pass to warm up, one to measure; the model's prototype 0 on the mean image.
+    """
+    model = loaded.model
+    parameter = next(model.module.parameters(), None) if model.module is not None else None
+    device = torch.device("cpu") if parameter is None else parameter.device
+    images = torch.zeros((batch, len(model.mean), *loaded.size), device=device)
+    prototypes = torch.zeros(batch, dtype=torch.int64, device=device)
+    with untouched(model.module), torch.set_grad_enabled(gradient):
+        for _ in range(2):
+            start = time.perf_counter()
+            _one_pass(model.activations(images.requires_grad_(gradient), prototypes), images, gradient)
+    return (time.perf_counter() - start) / batch
+
+
+def _one_pass(activations: Tensor, images: Tensor, gradient: bool) -> None:
+    if gradient:
+        torch.autograd.grad(activations.sum(), images)
+    if activations.is_cuda:
+        torch.cuda.synchronize(activations.device)
+
+
+def spell_duration(seconds: float) -> str:
+    """``40 s``, ``12 min`` or ``3.4 h``."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def score_table(summaries: Mapping[str, Mapping[str, Summary]], metrics: Sequence[str]) -> str:
+    """Methods by metrics as one text table of means; an arrow says which way is better, a dash that it is undefined."""
+    shown = [m for m in metrics if any(m in v and v[m].n for v in summaries.values())]
+    arrow = {1: "\N{UPWARDS ARROW}", -1: "\N{DOWNWARDS ARROW}"}
+    heads = [f"{m} {arrow[DIRECTIONS[m]]}" for m in shown]
+    first = max(len(m) for m in summaries)
+    lines = [" " * first + "  " + "  ".join(heads)]
+    for method, values in summaries.items():
+        cells = [f"{values[m].mean:.3f}" if m in values and values[m].n else "-" for m in shown]
+        lines.append(f"{method:<{first}}  " + "  ".join(c.rjust(len(h)) for c, h in zip(cells, heads, strict=True)))
+    return "\n".join(lines)
+
+
+def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A CSV file, whole or not at all."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def versions() -> dict[str, str]:
+    """Versions of protomask and of what its numbers depend on."""
+    return {name: version(name) for name in ("protomask", "torch", "torchvision", "opencv-python", "numpy")}

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+
+from protomask.cli import main
+from protomask.commands.common import size_option, spell_duration
+from protomask.commands.evaluate import default_methods
+from protomask.commands.locate import parse_settings
+from protomask.errors import InputError
+from protomask.localisers import LOCALISERS
+from protomask.metrics import METRICS
+from protomask.store import read_scores
+from tests.toys import BlockScenes
+
+MODEL = "tests.toys:block_model"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three readable images, one larger than the model's input, and a corrupt one."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for index in range(3):
+        image = cv2.resize(BlockScenes()[index].image, None, fx=2 + index, fy=2, interpolation=cv2.INTER_NEAREST)
+        cv2.imwrite(str(images / f"{index}.png"), image[..., ::-1])
+    whole = (images / "0.png").read_bytes()
+    (images / "broken.png").write_bytes(whole[: len(whole) // 2])
+    return images
+
+
+def test_locate_writes_regions_numbers_and_pictures(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["locate", MODEL, str(folder), "--beside", "centre", "--targets", "all", "--panels", "1", "--quiet"]
+    assert main([*arguments, "--set", "fill=black", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "about" in said.splitlines()[0]
+    assert "1 images skipped" in said
+    coco = COCO(str(out / "regions.json"))
+    assert len(coco.getImgIds()) == 3
+    assert {a["method"] for a in coco.dataset["annotations"]} == {"mdm"}
+    with (out / "regions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * 3 * 2
+    first = next(r for r in rows if (r["image"], r["prototype"], r["method"]) == ("1.png", "0", "mdm"))
+    # Block 0 is 4..12 in the model's 32 pixels; image 1 is 96 wide and 64 high.
+    assert float(first["x0"]) == pytest.approx(12, abs=3)
+    assert float(first["x1"]) == pytest.approx(36, abs=3)
+    assert float(first["y0"]) == pytest.approx(8, abs=2)
+    assert float(first["y1"]) == pytest.approx(24, abs=2)
+    panels = sorted((out / "panels").iterdir())
+    assert len(panels) == 3
+    assert cv2.imread(str(panels[0])).std() > 5
+
+
+def test_nothing_readable_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"not a picture")
+    assert main(["locate", MODEL, str(tmp_path / "a.jpg"), "--out", str(tmp_path / "out"), "--quiet"]) == 2
+    assert "at least one readable image" in capsys.readouterr().err
+
+
+def test_what_was_computed_stays_when_a_run_breaks(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from protomask.commands import locate as command
+
+    real, calls = command.locate, []
+
+    def breaks(*args: object, **options: object) -> object:
+        calls.append(1)
+        if len(calls) > 2:
+            raise KeyboardInterrupt
+        return real(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(command, "locate", breaks)
+    monkeypatch.setattr(command, "IMAGES_AT_ONCE", 1)
+    out = tmp_path / "out"
+    arguments = ["locate", MODEL, str(folder), "--beside", "centre", "--targets", "all", "--quiet", "--panels", "0"]
+    assert main([*arguments, "--out", str(out)]) == 130
+    assert len(json.loads((out / "regions.json").read_text())["images"]) == 1
+
+
+def test_evaluate_writes_everything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from protomask.commands import evaluate as command
+
+    monkeypatch.setattr(command, "dataset_for", lambda args, loaded: BlockScenes())
+    out = tmp_path / "out"
+    arguments = ["evaluate", MODEL, "--data", "planted", "--pairs", "6", "--panels", "2", "--quiet", "--out", str(out)]
+    assert main([*arguments, "--methods", "mdm,centre,annotation"]) == 0
+    said = capsys.readouterr().out
+    assert "6 pairs scored of 6 drawn; 6 of the drawn have a clear causal part." in said
+    scores = read_scores(out / "scores.json")["block_model"]
+    assert scores["annotation"]["pointing-game"].mean == 1
+    assert scores["mdm"]["energy"].n == 6
+    with (out / "pairs.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6 * 3 * len(METRICS)
+    energies = [float(r["score"]) for r in rows if (r["method"], r["metric"]) == ("mdm", "energy")]
+    assert np.mean(energies) == pytest.approx(scores["mdm"]["energy"].mean, abs=1e-5)
+    assert {a["method"] for a in COCO(str(out / "regions.json")).dataset["annotations"]} == {"mdm"}
+    assert len(list((out / "panels").iterdir())) == 2
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 4
+    assert "http://" not in page
+    assert "https://" not in page
+
+
+def test_a_folder_of_other_classes_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--data", "folder", "--root", str(folder), "--split", "all", "--out", str(tmp_path / "out")]
+    assert main(["evaluate", MODEL, *options]) == 2
+    assert "classes of the data: expected classes that the model knows, got unlabelled" in capsys.readouterr().err
+    assert "annotation" not in default_methods("folder")
+    assert "annotation" in default_methods("cub")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["locate", "nowhere", "IMAGES"], "MODEL: expected a checkpoint folder, demo:NAME or package.module:factory"),
+        (["locate", "demo:lime", "IMAGES"], "MODEL: expected one of demo:"),
+        (["locate", "tests.toys:missing", "IMAGES"], "MODEL: expected .* has no attribute 'missing'"),
+        (["locate", MODEL, "nothing.jpg"], "nothing.jpg"),
+        (["locate", MODEL, "IMAGES", "--targets", "best"], "targets: expected"),
+        (["locate", MODEL, "IMAGES", "--targets", "class:9"], "class: expected an index in 0 .. 2"),
+        (["locate", MODEL, "IMAGES", "--set", "steps"], "--set: expected NAME=VALUE"),
+        (["locate", MODEL, "IMAGES", "--set", "stepps=3"], "settings of mdm: expected one of"),
+        (["locate", MODEL, "IMAGES", "--device", "warp:3"], "--device: expected"),
+        (["evaluate", MODEL, "--data", "cub"], "root: expected the folder"),
+        (["evaluate", MODEL, "--data", "planted", "--methods", "mdm,lime"], "method: expected one of"),
+        (["evaluate", MODEL, "--data", "planted", "--methods", "mdm,mdm"], "--methods: expected each method once"),
+    ],
+)
+def test_errors_are_said_in_one_line(
+    arguments: list[str], message: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = [str(folder) if a == "IMAGES" else a for a in arguments]
+    assert main([*real, "--quiet", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+    assert error.startswith("protomask: ")
+    assert len(error.splitlines()) == 1
+
+
+def test_an_unwritable_output_is_said_before_any_work(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for command in (["locate", MODEL, str(folder)], ["evaluate", MODEL, "--data", "planted"], ["demo"]):
+        assert main([*command, "--out", str(tmp_path / "file")]) == 2
+        assert "a folder that can be written to" in capsys.readouterr().err
+
+
+def test_methods_and_metrics_are_listed_with_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, names in (("methods", LOCALISERS), ("metrics", METRICS)):
+        assert main([command]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split()[0] for line in lines] == list(names)
+        assert all(line.endswith(".") for line in lines)
+    names = """
+        pointing-game energy iou-p95 iou-own-area iou-best box-iou energy-floor deletion insertion deletion-30
+        insertion-30 sufficiency-drop top5-in-box part-hit part-hit-2r
+    """
+    assert list(METRICS) == names.split()
+
+
+@pytest.mark.parametrize("command", [[], ["demo"], ["locate"], ["evaluate"], ["train"], ["train", "protopnet"]])
+def test_help_teaches(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    assert "usage: protomask" in said
+    if command and command != ["train"]:
+        for option in ("--out", "--device", "--seed", "--batch"):
+            assert option in said
+
+
+def test_the_console_script_runs() -> None:
+    run = subprocess.run(
+        [Path(sys.executable).parent / "protomask", "--version"], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.startswith("protomask ")
+
+
+def test_small_readers() -> None:
+    assert parse_settings(["steps=50", "scales=6,12", "fill=black", "area_weight=.5"]) == {
+        "steps": 50, "scales": (6, 12), "fill": "black", "area_weight": 0.5,
+    }  # fmt: skip
+    assert parse_settings(["scales=6"]) == {"scales": (6,)}
+    with pytest.raises(InputError):
+        parse_settings(["=3"])
+    assert size_option("224") == (224, 224)
+    assert size_option("160x224") == (160, 224)
+    assert [spell_duration(s) for s in (0.2, 61, 600, 7200)] == ["1 s", "61 s", "10 min", "2.0 h"]
+    assert os.environ.get("NO_ALBUMENTATIONS_UPDATE") == "1"
