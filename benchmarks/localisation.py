@@ -38,7 +38,7 @@ from protomask.commands.common import (
 )
 from protomask.commands.evaluate import tidy
 from protomask.data import Dataset
-from protomask.evaluate import METHODS, Evaluation, evaluate
+from protomask.evaluation import METHODS, Evaluation, evaluate
 from protomask.files import write_text
 from protomask.loading import load_model
 from protomask.metrics import METRICS, Summary, paired_difference, summarise
@@ -136,7 +136,7 @@ def main() -> None:
     add_run_options(parser)
     args = parser.parse_args()
     keep_memory()
-    torch.set_num_threads(2)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     out = prepare_output(args.out)
     start = time.perf_counter()
     results, datasets = run(args)

@@ -6,9 +6,9 @@
 
 from protomask.checkpoint import load_checkpoint
 from protomask.errors import CheckpointError, DataError, InputError, ModelError, ProtomaskError, ResourceError
-from protomask.evaluate import evaluate
+from protomask.evaluation import evaluate
 from protomask.localisers import LOCALISERS, MDM, Maps, Request, SingleMask, Upsampling, UpsamplingCentred, register
-from protomask.locate import locate
+from protomask.locating import locate
 from protomask.model import Contract, Family, PrototypeModel, contract, wrap
 from protomask.records import Localisation, Targets
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from protomask.data import Dataset, Sample
 from protomask.engine import in_chunks
 from protomask.loading import Loaded
-from protomask.locate import locate
+from protomask.locating import locate
 from protomask.metrics import METRICS, Truth
 from protomask.model import class_prototypes, untouched
 from protomask.pairs import tensors

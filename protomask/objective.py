@@ -44,7 +44,7 @@ class KeepLoss:
         smoothness_weight: price of the total variation of the vector; helps boxes a little, 1 and more costs insertion.
     """
 
-    area_weight: float = 2.0
+    area_weight: float = 3.0
     smoothness_weight: float = 0.3
 
     def __post_init__(self) -> None:

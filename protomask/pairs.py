@@ -19,7 +19,7 @@ from protomask.data.inpaint import PART_RADIUS
 from protomask.data.sample import Dataset, Sample, to_tensor
 from protomask.engine import in_chunks
 from protomask.errors import InputError, expected
-from protomask.locate import measure
+from protomask.locating import measure
 from protomask.metrics import Truth, causal_parts, part_drops
 from protomask.model import Contract, class_prototypes, device_of, untouched
 

@@ -60,14 +60,14 @@ class Localisation:
         boxes: [N, 4] int64 xyxy pixels, exclusive end: the box of the region of each map.
         peaks: [N, 2] int64 (x, y) of each map's highest pixel.
         activations_before: [N] the prototype's activation on the image.
-        activations_after: [N] its activation when the map, as a soft mask, keeps the image and the fill replaces the
-            rest.
+        activations_after: [N] its activation when the map, as a soft mask, keeps the image and a fill replaces the
+            rest: the method's own, or the mean colour for a method that has none.
         scores: [N] the relative activation kept, (after - floor) / (before - floor); NaN where nothing was to locate.
         located: [N] bool, False where there was nothing to locate or the map says nothing.
         reasons: N strings, empty where located: ``"activation at or below its floor"`` or ``"constant map"``.
         masks: True where maps are masks (1 keeps a pixel), whose sum is an area; False where they are only rankings.
         mask_vectors: scale -> [N, s, s] trained mask vectors in [0, 1]; empty for methods that train none.
-        fill: the name of the fill that the method optimised with, empty where it optimised nothing.
+        fill: what the method optimised with, several names joined by ``+``; empty where it optimised nothing.
         settings: the method's settings, as plain values.
     """
 

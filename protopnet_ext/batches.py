@@ -154,6 +154,41 @@ class _Batches(TorchDataset[Batch]):
         return self.augment(image, int(np.random.SeedSequence([*self.seed, index]).generate_state(1)[0]))
 
 
+@dataclass(frozen=True)
+class Chain:
+    """One augmentation after another, each with the image's seed."""
+
+    steps: Sequence[Augment]
+
+    def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:
+        """The changed image, of the same size."""
+        for step in self.steps:
+            image = step(image, seed)
+        return image
+
+
+class Erase:
+    """Up to ``most`` rectangles, each a sixth to a half of the image's side, filled by mean colour, colour or noise.
+
+    Cutout (DeVries and Taylor, arXiv 1708.04552), with more than one kind of fill, so that none of them means anything.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+
+    def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:
+        """The changed image, of the same size."""
+        rng = np.random.default_rng([seed, self.most])
+        erased, mean = image.copy(), image.mean((0, 1))
+        for _ in range(int(rng.integers(0, self.most + 1))):
+            tall, wide = (int(rng.integers(side // 6, side // 2 + 1)) for side in image.shape[:2])
+            y, x = int(rng.integers(-tall // 2, image.shape[0])), int(rng.integers(-wide // 2, image.shape[1]))
+            hole = erased[max(0, y) : max(0, y + tall), max(0, x) : max(0, x + wide)]
+            fills = (mean, rng.uniform(0, 255, 3), mean + rng.normal(0, 40, hole.shape))
+            hole[...] = np.clip(fills[int(rng.integers(3))], 0, 255)
+        return erased
+
+
 class Warp:
     """Flip with probability 1/2, and one of rotation by up to 15 degrees, skew, and shear by up to 10 degrees.
 

@@ -18,6 +18,7 @@ from typing import Any
 from protomask.checkpoint import ACTIVATIONS, ADD_ONS, CROPS
 from protomask.checks import check_choice, check_count, check_number
 from protomask.errors import InputError, expected
+from protomask.model import IMAGENET_MEAN, IMAGENET_STD
 
 from .backbones import BACKBONES
 
@@ -45,11 +46,17 @@ class TrainSettings:
         last_layer_epochs: after each push.
         lr_features, lr_add_on, lr_prototypes, lr_last_layer: Adam's learning rates.
         lr_step: joint epochs after which the learning rates fall to a tenth.
+        one_cycle: instead, the joint learning rates rise and fall once before every push (Smith and Topin, arXiv
+            1708.07120), half as high after each push: for training from scratch in a few epochs.
         weight_decay: of backbone and add-on layers.
         cluster, separation, l1: weights of the costs; separation is subtracted.
         batch_norm: of the backbone in training: ``"train"`` as published, ``"eval"``, or ``"auto"``: eval for weights
             whose batch norm was folded away.
         augment: flip, small rotation, shear or skew, drawn anew for each image and epoch.
+        erase: rectangles erased from each training image at most, filled with its mean colour, one colour or noise
+            (cutout, DeVries and Taylor 2017); 0 as published. A model that never saw an occluded image falls apart
+            when a part is shown alone, and every causal score with it.
+        mean, std: per channel, of pixels in [0, 1]: what images are normalised by.
         seed: of everything random.
         locate: find the prototypes' regions by MDM at the end.
         test_every: epochs between tests, which also follow a push; 0 tests at the end only.
@@ -76,12 +83,16 @@ class TrainSettings:
     lr_prototypes: float = 3e-3
     lr_last_layer: float = 1e-4
     lr_step: int = 5
+    one_cycle: bool = False
     weight_decay: float = 1e-3
     cluster: float = 0.8
     separation: float = 0.08
     l1: float = 1e-4
     batch_norm: str = "auto"
     augment: bool = True
+    erase: int = 0
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     seed: int = 0
     locate: bool = True
     test_every: int = 1
@@ -95,12 +106,23 @@ class TrainSettings:
             check_choice(name, getattr(self, name), allowed)
         for name in ("prototypes_per_class", "prototype_depth", "batch", "lr_step"):
             check_count(name, getattr(self, name))
-        for name in ("warm_epochs", "joint_epochs", "push_every", "last_layer_epochs", "seed", "test_every", "workers"):
+        for name in (
+            "warm_epochs",
+            "joint_epochs",
+            "push_every",
+            "last_layer_epochs",
+            "seed",
+            "test_every",
+            "workers",
+            "erase",
+        ):
             check_count(name, getattr(self, name), 0)
         for name in ("lr_features", "lr_add_on", "lr_prototypes", "lr_last_layer", "weight_decay", "cluster"):
             check_number(name, getattr(self, name), 0)
         for name in ("separation", "l1"):
             check_number(name, getattr(self, name), 0)
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise InputError(expected("mean, std", "3 values each, std above 0", (self.mean, self.std)))
         if len(self.size) != 2 or min(self.size) < 32:
             raise InputError(expected("size", "(height, width) of at least 32 pixels", self.size))
 
@@ -139,6 +161,11 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         _add(optimiser, f"lr_{part}", float, f"learning rate of the {what}, as published")
     _add(optimiser, "lr_last_layer", float, "learning rate of the last layer, as published")
     _add(optimiser, "lr_step", int, "joint epochs after which learning rates fall to a tenth, as published")
+    optimiser.add_argument(
+        "--one-cycle",
+        action="store_true",
+        help="let the joint learning rates rise and fall once before every push, half as high after each",
+    )
     _add(optimiser, "weight_decay", float, "of backbone and add-on layers, as published")
     _add(optimiser, "cluster", float, "weight of the distance to the own class's nearest prototype, as published")
     _add(optimiser, "separation", float, "weight of the distance to other classes' nearest, subtracted, as published")
@@ -151,6 +178,10 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         default="on",
         help="flip, small rotation, shear or skew, anew in each epoch; published: 30 copies on disk (default: on)",
     )
+
+    _add(optimiser, "erase", int, "rectangles erased from each training image at most (published: 0)")
+    for name in ("mean", "std"):
+        _add(optimiser, name, parse_colour, "R,G,B in [0, 1] that images are normalised by", metavar="R,G,B")
 
     run = parser.add_argument_group("run")
     _add(run, "seed", int, "of everything random")
@@ -180,10 +211,27 @@ def parse_size(text: str) -> tuple[int, int]:
     return sides[0], sides[-1]
 
 
+def parse_colour(text: str) -> tuple[float, ...]:
+    """``"0.5,0.5,0.4"`` -> (0.5, 0.5, 0.4)."""
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) != 3:
+        raise argparse.ArgumentTypeError(expected("mean, std", "three numbers R,G,B", repr(text)))
+    return values
+
+
+def _spell(name: str, default: object) -> str:
+    if not isinstance(default, tuple):
+        return str(default)
+    return str(default[0]) if name == "size" else ",".join(map(str, default))
+
+
 def _add(group: Any, name: str, kind: Any, about: str, **options: Any) -> None:
     default = next(f.default for f in fields(TrainSettings) if f.name == name)
     if default is not None:
-        about += f" (default: {default[0] if isinstance(default, tuple) else default})"
+        about += f" (default: {_spell(name, default)})"
     if "choices" not in options:
         options.setdefault("metavar", "N")
     group.add_argument("--" + name.replace("_", "-"), type=kind, default=default, help=about, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,12 +14,12 @@ from torch.nn import functional
 
 from protomask.checkpoint import PrototypeSource
 from protomask.data.sample import to_tensor
-from protomask.locate import locate
+from protomask.locating import locate
 from protomask.records import Targets
 from protomask.store import ImageInfo, write_regions
 
 from .adapter import wrap
-from .batches import Augment, Batch, Pictures, Warp, batches, in_order, shuffled
+from .batches import Augment, Batch, Chain, Erase, Pictures, Warp, batches, in_order, shuffled
 from .losses import costs, foreign_l1
 from .model import ProtoPNet
 from .push import PICTURES, push, write_picture
@@ -29,6 +30,13 @@ _LOCATED_AT_ONCE = 32  # prototypes per call, so that their maps need not all be
 
 Entry = dict[str, Any]
 Watch = Callable[[Iterable[Any], str, int], Iterator[Any]]
+
+
+def one_cycle(progress: float, rise: float = 0.15, start: float = 0.04) -> float:
+    """Share of the peak learning rate at ``progress`` in [0, 1): from ``start`` to 1 and down to 0, by half cosines."""
+    if progress < rise:
+        return start + (1 - start) * (1 - math.cos(math.pi * progress / rise)) / 2
+    return (1 + math.cos(math.pi * (progress - rise) / (1 - rise))) / 2
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,8 @@ class Run:
             "last": torch.optim.Adam([{"params": list(m.last_layer.parameters()), "lr": s.lr_last_layer}]),
         }
         self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimisers["joint"], s.lr_step, gamma=0.1)
-        self.augment = Warp() if s.augment else None
+        steps = [step for step in (Warp() if s.augment else None, Erase(s.erase) if s.erase else None) if step]
+        self.augment = Chain(steps) if steps else None
 
     @property
     def device(self) -> torch.device:
@@ -107,20 +116,34 @@ class Run:
         """Carry out one step, the ``number``-th of the run; what it has to tell."""
         stage: Callable[[int], Entry] = {
             "warm": lambda n: self.epoch("warm", n),
-            "joint": self.joint,
+            "joint": lambda n: self.joint(n, step.epoch),
             "push": self.push,
             "last": self.last,
             "locate": self.locate,
         }[step.kind]
         return stage(number)
 
-    def joint(self, number: int) -> Entry:
+    def joint(self, number: int, epoch: int) -> Entry:
         """An epoch of everything but the last layer, after which the learning rates move on."""
-        entry = self.epoch("joint", number)
-        self.scheduler.step()
+        entry = self.epoch("joint", number, self._cycle(epoch) if self.settings.one_cycle else None)
+        if not self.settings.one_cycle:
+            self.scheduler.step()
         return entry
 
-    def epoch(self, kind: str, number: int) -> Entry:
+    def _cycle(self, epoch: int) -> Callable[[float], None]:
+        """Sets the joint learning rates by the share of this epoch (1, 2, ...) that is done."""
+        length = self.settings.push_every or self.settings.joint_epochs
+        cycle, begun = divmod(epoch - 1, length)
+        peaks = [group["initial_lr"] for group in self.optimisers["joint"].param_groups]
+
+        def move(done: float) -> None:
+            factor = one_cycle((begun + done) / length) / 2**cycle
+            for group, peak in zip(self.optimisers["joint"].param_groups, peaks, strict=True):
+                group["lr"] = peak * factor
+
+        return move
+
+    def epoch(self, kind: str, number: int, move: Callable[[float], None] | None = None) -> Entry:
         """One pass over the augmented training images; mean costs and accuracy.
 
         The last layer stays as it is: upstream gives it to neither optimiser.
@@ -129,7 +152,10 @@ class Run:
         self._train_mode(kind)
         groups = shuffled(len(self.train), self.settings.batch, (self.settings.seed, number))
         sums: dict[str, float] = {}
-        for images, labels in self.watch(self._batches(self.train, groups, number, self.augment), kind, len(groups)):
+        made = self.watch(self._batches(self.train, groups, number, self.augment), kind, len(groups))
+        for k, (images, labels) in enumerate(made):
+            if move is not None:
+                move(k / len(groups))
             for name, value in self.step(kind, images, labels).items():
                 sums[name] = sums.get(name, 0.0) + value * len(labels)
         return {name: value / len(self.train) for name, value in sums.items()}

@@ -31,7 +31,6 @@ from protomask.data.sample import Dataset
 from protomask.errors import InputError, expected
 from protomask.files import prepare_output, write_text
 from protomask.localisers import make_localiser
-from protomask.model import IMAGENET_MEAN, IMAGENET_STD
 
 from .backbones import has_identity_statistics, load_weights
 from .batches import Pictures, in_order, read_pictures
@@ -153,8 +152,8 @@ def _describe(settings: TrainSettings, data: Dataset) -> Description:
         num_classes=classes,
         activation=settings.activation,
         add_on=settings.add_on,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        mean=settings.mean,
+        std=settings.std,
         size=settings.size,
         crop=settings.crop,
         class_names=tuple(str(name) for name in data.class_names),

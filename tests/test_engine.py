@@ -19,7 +19,7 @@ def problems(dtype: torch.dtype = torch.float64) -> tuple[BlockModel, Problems]:
     images = torch.full((2, 3, 32, 32), 0.8, dtype=dtype)
     rows, prototypes = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1])
     before = model.activations(images)[rows, prototypes]
-    return model, Problems(images, torch.zeros_like(images), rows, prototypes, before, torch.zeros_like(before))
+    return model, Problems(images, torch.zeros_like(images), rows, rows, prototypes, before, torch.zeros_like(before))
 
 
 class Recorder(BlockModel):

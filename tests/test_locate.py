@@ -10,7 +10,7 @@ from torch import Tensor
 
 import protomask
 from protomask.errors import InputError, ModelError
-from protomask.locate import AT_FLOOR, CONSTANT
+from protomask.locating import AT_FLOOR, CONSTANT
 from protomask.region import boxes_of, regions_of
 from tests.toys import BlockModel, ConvModel, scenes
 

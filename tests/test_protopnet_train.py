@@ -24,11 +24,11 @@ from protomask.errors import CheckpointError, DataError, InputError, ResourceErr
 from protomask.store import read_regions
 from protopnet_ext import FAMILY, ProtoPNet, TrainSettings, fit
 from protopnet_ext.backbones import build_features
-from protopnet_ext.batches import Warp, batches, in_order, read_pictures, shuffled
+from protopnet_ext.batches import Chain, Erase, Warp, batches, in_order, read_pictures, shuffled
 from protopnet_ext.losses import costs, foreign_l1
 from protopnet_ext.push import nearest_patches, push
 from protopnet_ext.settings import parse_size, settings_of
-from protopnet_ext.stages import Run, schedule
+from protopnet_ext.stages import Run, Step, one_cycle, schedule
 
 train_module = importlib.import_module("protopnet_ext.train")  # the package has a function of that name
 SIZE = (32, 32)
@@ -235,7 +235,7 @@ def moved_by(stage: str, folder: Path, **changes: Any) -> set[str]:
     settings = replace(QUICK, **changes)
     run = run_of(settings, folder, frozen_norm=settings.batch_norm == "eval")
     before = {k: v.clone() for k, v in run.model.state_dict().items()}
-    getattr(run, stage)(1) if stage != "warm" else run.epoch("warm", 1)
+    run.do(Step(stage, 1), 1)
     changed = {k for k, v in run.model.state_dict().items() if not torch.equal(v, before[k])}
     return {"norm" if "running" in k or "tracked" in k else k.split(".")[0] for k in changed}
 
@@ -254,7 +254,7 @@ def test_learning_rates_fall_after_the_step(tmp_path: Path) -> None:
     rates = []
     for number in range(3):
         rates.append([group["lr"] for group in run.optimisers["joint"].param_groups])
-        run.joint(number)
+        run.joint(number, number + 1)
     assert rates[0] == rates[1] == [1e-3, 3e-3, 3e-3]
     assert rates[2] == pytest.approx([1e-4, 3e-4, 3e-4])
     assert [group["weight_decay"] for group in run.optimisers["joint"].param_groups] == [1e-3, 1e-3, 0]
@@ -457,3 +457,26 @@ def test_the_command_trains_on_planted_scenes(tmp_path: Path, monkeypatch: pytes
     assert "about" in told.err
     assert "s per joint batch of 20" in told.err
     assert checkpoints.read_description(tmp_path / "o").prototype_shape == (3, 128, 1, 1)
+
+
+def test_erase_leaves_the_rest_and_depends_on_the_seed() -> None:
+    image = np.random.default_rng(0).integers(0, 255, (60, 48, 3), dtype=np.uint8)
+    erase = Erase(3)
+    made = [erase(image, seed) for seed in range(40)]
+    assert all(np.array_equal(erase(image, seed), made[seed]) for seed in range(40))
+    shares = np.array([(m != image).any(2).mean() for m in made])
+    assert (shares == 0).any()  # up to three, so sometimes none
+    assert 0.05 < shares.mean() < 0.4
+    assert shares.max() <= 3 * 0.25
+    assert np.array_equal(Chain([erase, erase])(image, 7), erase(erase(image, 7), 7))
+    assert np.array_equal(Erase(0)(image, 1), image)
+
+
+def test_one_cycle_rises_and_falls_once() -> None:
+    values = np.array([one_cycle(p) for p in np.linspace(0, 1, 200, endpoint=False)])
+    top = int(values.argmax())
+    assert values[0] == pytest.approx(0.04)
+    assert values.max() == pytest.approx(1, abs=1e-3)
+    assert (np.diff(values[: top + 1]) > 0).all()
+    assert (np.diff(values[top:]) < 0).all()
+    assert values[-1] < 1e-3

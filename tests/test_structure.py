@@ -21,9 +21,9 @@ LAYERS = (
     ("records", "model", "region", "fills", "masks", "objective", "stack", "data.sample"),
     ("targets", "engine", "data", "metrics", "visualise"),
     ("localisers", "store", "checkpoint"),
-    ("locate",),
+    ("locating",),
     ("pairs", "loading"),
-    ("evaluate",),
+    ("evaluation",),
     ("gallery",),
     ("commands",),
     ("cli",),
@@ -70,7 +70,7 @@ def test_imports_point_one_way() -> None:
 
 
 def test_metrics_and_pictures_know_no_stage() -> None:
-    stages = ("engine", "localisers", "locate", "pairs", "evaluate", "gallery", "commands", "store", "targets")
+    stages = ("engine", "localisers", "locating", "pairs", "evaluation", "gallery", "commands", "store", "targets")
     wrong = [
         f"{name} imports {other}"
         for name, path in modules()

@@ -9,10 +9,10 @@ from protomask import gallery
 from protomask.commands.common import add_run_options, choose_device, positive
 from protomask.commands.evaluate import Kept, evaluate_into
 from protomask.data import Planted
-from protomask.evaluate import METHODS
+from protomask.evaluation import METHODS
 from protomask.files import write_bytes
 from protomask.loading import Loaded, load_model
-from protomask.locate import locate
+from protomask.locating import locate
 from protomask.pairs import tensors
 from protomask.store import prepare_output
 from protomask.visualise.figures import png_bytes, wrong_versus_right
@@ -72,7 +72,7 @@ def explanations(out: Path, loaded: Loaded, dataset: Planted, batch: int) -> lis
         ("bank", "The bank of a class's prototypes", gallery.bank(loaded, dataset, sample.label, batch=batch)),
     ):
         if figure is not None:
-            png = png_bytes(figure)
+            png = png_bytes(figure, dpi=110)
             write_bytes(out / f"{name}.png", png)
             pictures.append(Picture(heading, png, f"{heading}, for {dataset.class_names[sample.label]}"))
     return pictures
@@ -84,4 +84,4 @@ def contrast_png(dataset: Planted, kept: Kept) -> bytes:
         gallery.contrast(s, found["upsampling"], found["mdm"], 0, annotation, dataset.class_names[s.label])
         for _, s, found, annotation in kept.examples[:EXAMPLES]
     ]
-    return png_bytes(wrong_versus_right(columns))
+    return png_bytes(wrong_versus_right(columns), dpi=120)

@@ -28,10 +28,10 @@ from protomask.commands.common import (
 )
 from protomask.data import Dataset, Sample
 from protomask.errors import InputError, expected
-from protomask.evaluate import CONTROLS, METHODS, Evaluation, evaluate
+from protomask.evaluation import CONTROLS, METHODS, Evaluation, evaluate
 from protomask.files import write_bytes
 from protomask.loading import Loaded, load_model
-from protomask.locate import resolve_method
+from protomask.locating import resolve_method
 from protomask.metrics import METRICS, Truth
 from protomask.pairs import Pair
 from protomask.records import Localisation
@@ -197,7 +197,7 @@ def draw_panels(out: Path, loaded: Loaded, result: Evaluation, kept: Kept) -> li
     for k, (pair, sample, found, annotation) in enumerate(kept.examples):
         scores = gallery.panel_scores(result.values, k)
         figure = gallery.panel(loaded, sample, found, 0, annotation=annotation, scores=scores)
-        png = png_bytes(figure)
+        png = png_bytes(figure, dpi=110)
         write_bytes(out / "panels" / f"{k:03d}.png", png)
         alt = f"{loaded.model.describe(pair.prototype)} on {sample.image_id} under {len(found)} methods"
         pictures.append(Picture("The same pair under every method", png, alt, f"{sample.image_id}, pair {k}."))
@@ -229,7 +229,7 @@ def report_of(loaded: Loaded, dataset: Dataset, result: Evaluation, pictures: Se
     for heading, metrics in (("annotation", ANNOTATION_METRICS), ("model", CAUSAL_METRICS)):
         shown = [m for m in metrics if m in defined]
         if shown:
-            png = png_bytes(score_figure(summaries, shown, DIRECTIONS))
+            png = png_bytes(score_figure(summaries, shown, DIRECTIONS), dpi=110)
             charts.append(Picture("Scores at a glance", png, f"Dot plot of the scores against the {heading}"))
     flattered = result.optimised_with_scoring_fill()
     lines = [describe_pairs(result)]

@@ -24,7 +24,7 @@ from protomask.data import Sample, list_images, make_sample, read_image
 from protomask.errors import DataError, InputError, expected
 from protomask.loading import Loaded, load_model
 from protomask.localisers import LOCALISERS
-from protomask.locate import locate, resolve_method
+from protomask.locating import locate, resolve_method
 from protomask.pairs import tensors
 from protomask.records import Localisation
 from protomask.store import ImageInfo, prepare_output, safe_name, write_regions

@@ -129,7 +129,7 @@ def distractors(rng: np.random.Generator, around: Drawing, colours: Sequence[Col
     count = int(rng.integers(3, 6))
     order, kinds = rng.permutation(len(colours)), rng.integers(len(_LURES), size=count)
     hull = cv2.convexHull(around.points.astype(np.float32))[:, 0].astype(np.float64)
-    places = _places(rng.uniform(0, 1, (_CANDIDATES, 2)), hull, rng.uniform(0.72, 1.0, count) * _REACH)
+    places = _places(rng.uniform(0, 1, (_CANDIDATES, 2)), hull, rng.uniform(0.85, 1.15, count) * _REACH)
     turns = rng.uniform(-1, 1, count)
     lures = []
     for number, (x, y, reach) in enumerate(places.tolist()):

@@ -56,23 +56,36 @@ _TAIL_LINE = curve(
 
 _RUMP = solid(curve("-10,0.5 -20,3.6 -28.5,5.6 -28.2,11.6 -20,11.2 -9,11.5", 4), steps=3, depth=0.14).toned(0.12)
 _TAIL_ROOT = np.array((-25.0, 8.7))
+_BARS = tuple(
+    ribbon(np.array([(x + 0.5, 8.9 - rise), (x - 0.4, 9.0), (x + 0.5, 9.1 + rise)]), np.array([1.2, 2.0, 1.2]))
+    for x, rise in ((-30.4, 3.6), (-34.6, 4.4), (-38.8, 5.0))
+)
 _TAIL = stacked(
     solid(_TAIL_LINE, steps=4, depth=0.14, toward=(0.0, -0.2)),
-    *(
-        tone(np.array([(-27, y), (-40.4, end - 0.35), (-40.4, end + 0.35)]), 0.26)
-        for y, end in ((7.4, 6.2), (8.8, 9.3), (10.2, 12.4))
-    ),
+    *(tone(bar, 0.5) for bar in _BARS),
 )
 _BODY = solid(_BODY_LINE, steps=6, depth=0.2, toward=(0.1, -0.25))
 _BELLY = tone(curve("17.5,7.5 12,12.8 2,14.6 -8,12.2 -14,8.6 -4,9.2 8,7.5"), -0.36)
 _BREAST_LINE = curve("20.4,-4.6 21.6,1.4 18.8,7.8 11.8,9.4 6.4,4.8 6.6,-2.2 12.4,-6.8")
-_BREAST = solid(_BREAST_LINE, steps=5, depth=0.16, toward=(0.1, -0.3))
+_SPECKLES = tuple(
+    ellipse(at, (0.95, 1.35), vertices=10)
+    for at in ((11.6, -2.8), (16.0, -3.0), (13.8, 0.3), (18.4, 0.4), (10.2, 3.2), (15.4, 4.0), (12.6, 6.6))
+)
+# each diagnostic part has a marking of its own: it can be told from the others, and from distractors, close up
+_BREAST = stacked(solid(_BREAST_LINE, steps=5, depth=0.16, toward=(0.1, -0.3)), *(tone(s, 0.55) for s in _SPECKLES))
 _KEEL = np.array((17.0, 1.0))
 _RIMS = stacked(tone(_HEAD_LINE, 0.3), tone(_BODY_LINE, 0.32))
 # the rim lies under the body, so that head and body run into each other
 _HEAD = solid(ellipse((15.5, -14.5), (9.9, 9.3)), steps=5, depth=0.14, toward=(0.2, -0.2))
 _CROWN_LINE = curve("24.8,-17.4 23,-22.5 17,-26.4 9.5,-27.2 1.5,-29 3.6,-22.6 7.4,-17.2 15,-18.2")
-_CROWN = solid(_CROWN_LINE, steps=4, depth=0.16, toward=(0.1, 0.0))
+_STREAKS = tuple(
+    ribbon(np.array([start, middle, end]), np.array([0.6, 1.5, 0.5]))
+    for start, middle, end in (
+        ((4.0, -27.6), (9.4, -24.6), (14.4, -23.0)),
+        ((5.2, -24.0), (10.2, -21.0), (15.4, -19.8)),
+    )
+)
+_CROWN = stacked(solid(_CROWN_LINE, steps=4, depth=0.16, toward=(0.1, 0.0)), *(tone(s, 0.45) for s in _STREAKS))
 _NAPE = np.array((9.0, -19.0))
 _EYE = stacked(
     tone(ellipse((19.4, -13.6), (3.7, 3.5), vertices=20), -0.62),
@@ -156,8 +169,8 @@ def bird(rng: np.random.Generator, colours: dict[str, Colour]) -> tuple[Drawing,
         The branch (behind the bird) and the bird, both in percent of the frame's side.
     """
     base = np.array(_PLUMAGE[rng.integers(len(_PLUMAGE))]) + rng.uniform(-14, 14) + rng.uniform(-7, 7, 3)
-    pose, stretch = rng.uniform((-9, -14, -7), (11, 14, 7)), rng.uniform(1.05, 1.17, 4)
-    lean, scale, mirror = rng.uniform(-13, 13), rng.uniform(0.86, 1.06), bool(rng.integers(2))
+    pose, stretch = rng.uniform((-9, -14, -7), (11, 14, 7)), rng.uniform(1.14, 1.28, 4)
+    lean, scale, mirror = rng.uniform(-13, 13), rng.uniform(0.88, 1.06), bool(rng.integers(2))
     body: Colour = (float(base[0]), float(base[1]), float(base[2]))
     posed = moved(_bird(body, colours, pose, stretch), scale, lean, mirror, (0.0, 0.0))
     shift = placed(rng, posed)

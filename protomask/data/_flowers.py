@@ -43,13 +43,30 @@ _SHOOT = np.array([(-1.8, 7.0), (4.5, 4.0), (11.0, 0.5), (17.0, -1.5), (20.0, -1
 _BULB_LINE = curve("0,23.5 3.4,26.2 8.2,29 10,34 7,39.4 0,41.4 -7,39.4 -10,34 -8.2,29 -3.4,26.2")
 
 _PETAL = solid(curve("5,0 8.5,-4.6 15,-5.4 19.4,0 15,5.4 8.5,4.6", 4), 3, 0.12, (0.1, 0.0))
-_DISC = solid(ellipse((0, 0), (8.9, 8.6)), steps=5, depth=0.18)
+_SEEDS = tuple(
+    turned(ellipse((radius, 0), (1.0, 0.75), vertices=10), 360 * k / number + radius)
+    for radius, number in ((2.6, 4), (5.9, 9))
+    for k in range(number)
+)
+# each diagnostic part has a marking of its own: it can be told from the others, and from distractors, close up
+_DISC = stacked(solid(ellipse((0, 0), (8.9, 8.6)), steps=5, depth=0.18), *(tone(seed, 0.5) for seed in _SEEDS)).mapped(
+    lambda points: points * 1.14
+)
 _LEAF = stacked(
     solid(curve("0,0 6,-4.4 14,-5.4 22,-2.6 27,0.6 20,2.8 11,3.4 4,2", 4), 3, 0.18, (0.0, -0.2)),
     tone(np.array([(1.0, -0.4), (23.5, -0.6), (23.5, 0.0), (1.0, 0.4)]), -0.3),
 )
-_BUD = solid(curve("0,-3 6.4,-1.4 9,5 6.6,12.2 0,17.6 -6.6,12.2 -9,5 -6.4,-1.4"), 4, 0.18)
-_CALYX = tone(curve("0,-4.8 7.2,-3 9.7,2.6 4.6,0.6 0,3.8 -4.6,0.6 -9.7,2.6 -7.2,-3", 4), 0.18)
+_FOLDS = tuple(
+    ribbon(np.array([(3.4 * side, 3.0), (3.9 * side, 8.0), (1.2 * side, 15.2)]), np.array([0.8, 1.5, 0.4]))
+    for side in (-1.0, 1.0)
+)
+_BUD_LINE = curve("0,-3 6.4,-1.4 9,5 6.6,12.2 0,17.6 -6.6,12.2 -9,5 -6.4,-1.4")
+_BUD = stacked(solid(_BUD_LINE, steps=4, depth=0.18), *(tone(fold, 0.4) for fold in _FOLDS)).mapped(
+    lambda points: points * 1.14
+)
+_CALYX = tone(curve("0,-4.8 7.2,-3 9.7,2.6 4.6,0.6 0,3.8 -4.6,0.6 -9.7,2.6 -7.2,-3", 4), 0.18).mapped(
+    lambda points: points * 1.14
+)
 _STALK = stacked(
     *(
         stacked(tone(ribbon(spine, width), 0.3), tone(ribbon(spine - (0.4, 0.2), width * 0.5), -0.08))
@@ -60,7 +77,10 @@ _SKIN = tuple(
     ribbon(np.array([(0.6 * s, 27), (3.4 * s, 30), (4.2 * s, 34.5), (2.6 * s, 39.6)]), np.array([0.3, 0.7, 0.7, 0.3]))
     for s in (-1.3, 0.1, 1.4)
 )
-_BULB = stacked(solid(_BULB_LINE, 4, 0.18, (-0.2, 0.0)), *(tone(line, 0.26) for line in _SKIN))
+_COLLAR = np.array((0.0, 27.0))
+_BULB = stacked(solid(_BULB_LINE, 4, 0.18, (-0.2, 0.0)), *(tone(line, 0.26) for line in _SKIN)).mapped(
+    lambda points: (points - _COLLAR) * 1.12 + _COLLAR
+)
 _ROOTS = stacked(
     *(
         fixed(

@@ -6,9 +6,9 @@ Two scenes: ``birds``, a songbird on a branch, and ``flowers``, a plant with its
 What decides the class: **the colour of one part**. With D diagnostic parts (birds: crown, breast, tail; flowers: disc,
 bud, bulb), class c is that in which part ``c % D`` has colour ``c // D`` of the palette; its other diagnostic parts are
 of a neutral colour. So ``red crown``, ``red breast`` and ``red tail`` are three classes, and a scene of any class holds
-3 to 5 distractors (leaves, berries, blossoms, butterflies) in the very same colours: neither colour nor place alone
-gives the class. Which part and colour a class has depends on the scene and the number of classes only; ``seed`` and
-``split`` choose the stream of pictures.
+3 to 5 distractors (leaves, berries, blossoms, butterflies) in the very same colours: colour alone does not give the
+class, a part's shape, markings and place on the object do. Which part and colour a class has depends on the scene and
+the number of classes only; ``seed`` and ``split`` choose the stream of pictures.
 
     >>> data = Planted("birds", "test", count=3, classes=12)
     >>> data.class_names[:2], data.part_names[data.diagnostic_part(0)]
@@ -41,11 +41,11 @@ _NAMED: tuple[tuple[str, Colour], ...] = (
     ("red", (206, 40, 46)),
     ("blue", (36, 92, 208)),
     ("yellow", (250, 200, 28)),
-    ("violet", (136, 56, 176)),
+    ("pink", (244, 76, 184)),
+    ("turquoise", (0, 176, 172)),
+    ("violet", (132, 52, 190)),
     ("orange", (240, 118, 20)),
-    ("turquoise", (0, 172, 176)),
-    ("pink", (244, 110, 178)),
-    ("lime", (140, 200, 30)),
+    ("lime", (140, 204, 30)),
 )
 
 

@@ -70,12 +70,14 @@ class Maps:
         masks: True where they are masks, whose sum is an area; False where only the ranking counts.
         vectors: scale -> [N, s, s] trained mask vectors; empty where none are trained.
         fill: the fill that the method optimised with; empty where it optimised nothing.
+        after: [N] activations under the maps as soft masks, from a method that has fills of its own.
     """
 
     maps: Tensor
     masks: bool = False
     vectors: Mapping[int, Tensor] = field(default_factory=dict)
     fill: str = ""
+    after: Tensor | None = None
 
 
 class Localiser(Protocol):

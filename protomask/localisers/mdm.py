@@ -13,41 +13,86 @@ Example::
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
+from protomask.activation import relative_activation
 from protomask.checks import check_choice, check_count
-from protomask.engine import Problems, Schedule, train_masks
+from protomask.engine import Problems, Schedule, in_chunks, train_masks
 from protomask.errors import InputError, expected
 from protomask.fills import FILLS, fill_images
 from protomask.localisers.base import Maps, Request, register
-from protomask.masks import render
+from protomask.masks import blend, render
 from protomask.objective import KeepLoss
 from protomask.stack import STACKS, stack
 
+LEAK = 0.5
 
-def _train(request: Request, scales: tuple[int, ...], loss: KeepLoss, schedule: Schedule, fill: str, how: str) -> Maps:
+
+def _train(
+    request: Request, scales: tuple[int, ...], loss: KeepLoss, schedule: Schedule, fills: tuple[str, ...], how: str
+) -> Maps:
     model, targets = request.model, request.targets
+    images = request.images
     problems = Problems(
-        images=request.images,
-        fills=fill_images(fill, request.images, model.mean, model.std),
+        images=images,
+        fills=torch.cat([fill_images(name, images, model.mean, model.std) for name in fills]),
         rows=targets.images,
+        fill_rows=targets.images,
         prototypes=targets.prototypes,
         before=request.before,
         floors=request.floors,
     )
+    problems = replace(problems, fill_rows=_tight_fills(request, problems, len(fills)))
     vectors = train_masks(model, problems, scales, loss, schedule, batch=request.batch, progress=request.progress)
-    masks = torch.stack([render(v, request.size) for v in vectors.values()])
-    return Maps(stack(masks, how), masks=True, vectors=vectors, fill=fill)
+    maps = stack(torch.stack([render(v, request.size) for v in vectors.values()]), how)
+    after = _activations(request, problems, problems.fill_rows, maps)
+    return Maps(maps, masks=True, vectors=vectors, fill="+".join(fills), after=after)
 
 
-def _check(scales: tuple[int, ...], fill: str) -> None:
+def _tight_fills(request: Request, problems: Problems, count: int) -> Tensor:
+    """[N] rows of ``problems.fills``: for each pair the first kind of fill that does not keep the activation itself.
+
+    Where a fill alone keeps more than :data:`LEAK` of the activation (a blurred red breast is still red), an empty mask
+    would do, and there would be nothing to find. Where all kinds leak, the one that leaks least.
+    """
+    n, images = len(problems), len(problems.images)
+    empty = problems.images.new_zeros((n, *request.size))
+    chosen, least = problems.rows, torch.full_like(problems.before, torch.inf)
+    for kind in range(count):
+        rows = problems.rows + kind * images
+        leak = relative_activation(_activations(request, problems, rows, empty), problems.before, problems.floors)
+        better = (least > LEAK) & (leak < least)
+        chosen, least = torch.where(better, rows, chosen), torch.where(better, leak, least)
+    return chosen
+
+
+@torch.no_grad()
+def _activations(request: Request, problems: Problems, fill_rows: Tensor, masks: Tensor) -> Tensor:
+    """[N] activations under masks [N, H, W]."""
+
+    def work(part: slice) -> Tensor:
+        blended = blend(problems.images[problems.rows[part]], masks[part], problems.fills[fill_rows[part]])
+        return request.model.activations(blended, problems.prototypes[part])
+
+    return torch.cat(list(in_chunks(len(problems), request.batch, work)))
+
+
+def _names(fill: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (fill,) if isinstance(fill, str) else tuple(fill)
+
+
+def _check(scales: tuple[int, ...], fills: tuple[str, ...]) -> None:
     if not scales or len(set(scales)) != len(scales):
         raise InputError(expected("scales", "at least one scale, each once", scales))
     for scale in scales:
         check_count("scales", scale, 2)
-    check_choice("fill", fill, tuple(FILLS))
+    if not fills:
+        raise InputError(expected("fill", "at least one of " + ", ".join(FILLS), "none"))
+    for fill in fills:
+        check_choice("fill", fill, tuple(FILLS))
 
 
 @register("mdm", "Multiple dynamic masks: vectors of five sizes trained to keep the activation, stacked into one map.")
@@ -61,21 +106,23 @@ class MDM:
         learning_rate: Adam's, .05 to .1.
         area_weight: price of the kept area, 1 to 4.
         smoothness_weight: price of the vectors' total variation, under 1.
-        fill: what replaces removed pixels while training; ``"blur"`` before ``"image-mean"`` before ``"black"``.
+        fill: what replaces removed pixels while training: one name, or several, of which each pair takes the first that
+            does not keep the activation by itself; ``"blur"`` before ``"image-mean"`` before ``"black"``.
         stack: how scales combine; ``"product"`` before ``"mean"``.
     """
 
     scales: tuple[int, ...] = (6, 8, 12, 16, 24)
-    steps: int = 25
+    steps: int = 16
     learning_rate: float = 0.1
-    area_weight: float = 2.0
+    area_weight: float = 3.0
     smoothness_weight: float = 0.3
-    fill: str = "blur"
+    fill: str | tuple[str, ...] = ("blur", "image-mean")
     stack: str = "product"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(self.scales))
-        _check(self.scales, self.fill)
+        object.__setattr__(self, "fill", _names(self.fill))
+        _check(self.scales, _names(self.fill))
         check_choice("stack", self.stack, tuple(STACKS))
         self._parts()
 
@@ -92,7 +139,7 @@ class MDM:
 
     def __call__(self, request: Request) -> Maps:
         """Masks [N, H, W] of the request's pairs."""
-        return _train(request, self.scales, *self._parts(), self.fill, self.stack)
+        return _train(request, self.scales, *self._parts(), _names(self.fill), self.stack)
 
 
 @register("single-mask", "One mask vector of 12 x 12 cells, trained as MDM's are: what a single scale can do.")
@@ -106,18 +153,19 @@ class SingleMask:
         learning_rate: Adam's.
         area_weight: price of the kept area.
         smoothness_weight: price of the vector's total variation.
-        fill: what replaces removed pixels while training.
+        fill: what replaces removed pixels while training: one name, or several.
     """
 
     scale: int = 12
-    steps: int = 25
+    steps: int = 16
     learning_rate: float = 0.1
-    area_weight: float = 2.0
+    area_weight: float = 3.0
     smoothness_weight: float = 0.3
-    fill: str = "blur"
+    fill: str | tuple[str, ...] = ("blur", "image-mean")
 
     def __post_init__(self) -> None:
-        _check((self.scale,), self.fill)
+        object.__setattr__(self, "fill", _names(self.fill))
+        _check((self.scale,), _names(self.fill))
         self._parts()
 
     def _parts(self) -> tuple[KeepLoss, Schedule]:
@@ -133,4 +181,4 @@ class SingleMask:
 
     def __call__(self, request: Request) -> Maps:
         """Masks [N, H, W] of the request's pairs."""
-        return _train(request, (self.scale,), *self._parts(), self.fill, "product")
+        return _train(request, (self.scale,), *self._parts(), _names(self.fill), "product")

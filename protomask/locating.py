@@ -201,7 +201,9 @@ def _record(
     found = found if found is not None else Maps(maps[:0])
     check_tensor(f"maps of {name}", found.maps, (len(rows), *size))
     maps[rows] = found.maps.to(maps)
-    after = _activations_after(model, images, start, maps, found.fill or SCORING_FILL, batch)
+    after = _activations_after(model, images, start, maps, batch)
+    if found.after is not None:
+        after[rows] = found.after.to(after)
     constant = is_constant(maps)
     located = start.locatable & ~constant
     reasons = [
@@ -232,9 +234,9 @@ def _record(
 
 
 @torch.no_grad()
-def _activations_after(model: Contract, images: Tensor, start: Baseline, maps: Tensor, fill: str, batch: int) -> Tensor:
+def _activations_after(model: Contract, images: Tensor, start: Baseline, maps: Tensor, batch: int) -> Tensor:
     rows, prototypes = (t.to(images.device) for t in (start.targets.images, start.targets.prototypes))
-    fills = fill_images(fill, images, model.mean, model.std)
+    fills = fill_images(SCORING_FILL, images, model.mean, model.std)
 
     def work(part: slice) -> Tensor:
         masked = blend(images[rows[part]], maps[part], fills[rows[part]])

@@ -18,7 +18,7 @@ from protomask.data.sample import Dataset, Sample
 from protomask.errors import InputError, expected
 from protomask.fills import SCORING_FILL, fill_images
 from protomask.localisers import Localiser
-from protomask.locate import locate, resolve_method
+from protomask.locating import locate, resolve_method
 from protomask.metrics import (
     METRICS,
     Summary,
@@ -77,7 +77,7 @@ class Evaluation:
 
     def optimised_with_scoring_fill(self) -> tuple[str, ...]:
         """Methods whose causal scores flatter them, since they were trained with the fill that scores them."""
-        return tuple(method for method, fill in self.fills.items() if fill == self.scoring_fill)
+        return tuple(method for method, fill in self.fills.items() if self.scoring_fill in fill.split("+"))
 
 
 Seen = Callable[[Sequence[Pair], Sequence[Sample], Mapping[str, Localisation], Truth], object]
