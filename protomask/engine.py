@@ -21,12 +21,6 @@ from protomask.masks import blend, initial_vectors, render
 from protomask.model import Contract
 from protomask.objective import Loss
 
-GRADIENT_GRAIN = 0.5
-VALUE_GRAIN = 2.0**-8
-"""Gradients are rounded to GRADIENT_GRAIN / scale^2 (a cell's area alone has a gradient of area_weight / scale^2) and
-vectors to VALUE_GRAIN. A network rounds its sums differently in another batch size, and sixteen steps blow such a
-difference up until masks differ visibly; what is rounded away does not grow."""
-
 Result = TypeVar("Result")
 Progress = Callable[[int], object]
 """Called with the number of forward + input-gradient passes (one image each) just made."""
@@ -41,17 +35,25 @@ class Schedule:
         learning_rate: Adam's.
         betas: Adam's; a short second memory, since runs are short.
         start: the value of every cell before the first step.
+        gradient_grain: gradients are rounded to multiples of this over scale^2, the gradient of a cell's area; 0 rounds
+            nothing. A network rounds its sums differently in another batch size, and many steps blow such a difference
+            up until masks differ visibly; what is rounded away does not grow.
+        value_grain: vectors are rounded to multiples of this after every step, likewise.
     """
 
     steps: int = 16
     learning_rate: float = 0.1
     betas: tuple[float, float] = (0.9, 0.99)
     start: float = 1.0
+    gradient_grain: float = 0.0
+    value_grain: float = 0.0
 
     def __post_init__(self) -> None:
         check_count("steps", self.steps)
         check_number("learning_rate", self.learning_rate, 0, open_low=True)
         check_number("start", self.start, 0, 1)
+        check_number("gradient_grain", self.gradient_grain, 0)
+        check_number("value_grain", self.value_grain, 0, self.learning_rate)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +125,8 @@ def train_masks(
 
 
 def _round_to(values: Tensor | None, grain: float) -> None:
-    """Round in place to multiples of ``grain``."""
-    if values is not None:
+    """Round in place to multiples of ``grain``; 0 rounds nothing."""
+    if values is not None and grain > 0:
         values.div_(grain).round_().mul_(grain)
 
 
@@ -188,11 +190,11 @@ def _train_chunk(
             optimiser.zero_grad(set_to_none=True)
             torch.stack(losses).sum().backward()
             for scale, v in vectors.items():
-                _round_to(v.grad, GRADIENT_GRAIN / scale**2)
+                _round_to(v.grad, schedule.gradient_grain / scale**2)
             optimiser.step()
             with torch.no_grad():
                 for v in vectors.values():
-                    _round_to(v.clamp_(0, 1), VALUE_GRAIN)
+                    _round_to(v.clamp_(0, 1), schedule.value_grain)
             if progress is not None:
                 progress(len(rows))
     return {s: v.detach() for s, v in vectors.items()}

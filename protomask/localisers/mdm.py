@@ -31,6 +31,17 @@ from protomask.stack import STACKS, stack
 LEAK = 0.5
 
 
+def _parts(steps: int, learning_rate: float, area_weight: float, smoothness_weight: float) -> tuple[KeepLoss, Schedule]:
+    """Loss and schedule; gradients are rounded to a sixth of the area's, vectors to an eighth of a step."""
+    schedule = Schedule(
+        steps=steps,
+        learning_rate=learning_rate,
+        gradient_grain=area_weight / 6,
+        value_grain=learning_rate / 8,
+    )
+    return KeepLoss(area_weight, smoothness_weight), schedule
+
+
 def _train(
     request: Request, scales: tuple[int, ...], loss: KeepLoss, schedule: Schedule, fills: tuple[str, ...], how: str
 ) -> Maps:
@@ -127,10 +138,7 @@ class MDM:
         self._parts()
 
     def _parts(self) -> tuple[KeepLoss, Schedule]:
-        return (
-            KeepLoss(self.area_weight, self.smoothness_weight),
-            Schedule(steps=self.steps, learning_rate=self.learning_rate),
-        )
+        return _parts(self.steps, self.learning_rate, self.area_weight, self.smoothness_weight)
 
     @property
     def passes(self) -> float:
@@ -169,10 +177,7 @@ class SingleMask:
         self._parts()
 
     def _parts(self) -> tuple[KeepLoss, Schedule]:
-        return (
-            KeepLoss(self.area_weight, self.smoothness_weight),
-            Schedule(steps=self.steps, learning_rate=self.learning_rate),
-        )
+        return _parts(self.steps, self.learning_rate, self.area_weight, self.smoothness_weight)
 
     @property
     def passes(self) -> float:
