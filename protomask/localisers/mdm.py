@@ -56,25 +56,18 @@ def _train(
         before=request.before,
         floors=request.floors,
     )
-    fill_rows, leak = _tight_fills(request, problems, len(fills))
-    # Where every fill leaks, what it keeps is the new zero: the mask is asked for the rest.
-    kept = problems.floors + leak * (problems.before - problems.floors)
-    floors = torch.where((leak > LEAK) & (kept < problems.before), kept, problems.floors)
-    problems = replace(problems, fill_rows=fill_rows, floors=floors)
+    problems = replace(problems, fill_rows=_tight_fills(request, problems, len(fills)))
     vectors = train_masks(model, problems, scales, loss, schedule, batch=request.batch, progress=request.progress)
     maps = stack(torch.stack([render(v, request.size) for v in vectors.values()]), how)
     after = _activations(request, problems, problems.fill_rows, maps)
     return Maps(maps, masks=True, vectors=vectors, fill="+".join(fills), after=after)
 
 
-def _tight_fills(request: Request, problems: Problems, count: int) -> tuple[Tensor, Tensor]:
-    """For each pair the first kind of fill that does not keep the activation itself.
+def _tight_fills(request: Request, problems: Problems, count: int) -> Tensor:
+    """[N] rows of ``problems.fills``: for each pair the first kind of fill that does not keep the activation itself.
 
     Where a fill alone keeps more than :data:`LEAK` of the activation (a blurred red breast is still red), an empty mask
     would do, and there would be nothing to find. Where all kinds leak, the one that leaks least.
-
-    Returns:
-        [N] rows of ``problems.fills``, and [N] the relative activation that these fills keep by themselves.
     """
     n, images = len(problems), len(problems.images)
     empty = problems.images.new_zeros((n, *request.size))
@@ -84,7 +77,7 @@ def _tight_fills(request: Request, problems: Problems, count: int) -> tuple[Tens
         leak = relative_activation(_activations(request, problems, rows, empty), problems.before, problems.floors)
         better = (least > LEAK) & (leak < least)
         chosen, least = torch.where(better, rows, chosen), torch.where(better, leak, least)
-    return chosen, least
+    return chosen
 
 
 @torch.no_grad()
