@@ -107,7 +107,7 @@ class Kept:
     def see(
         self, pairs: Sequence[Pair], samples: Sequence[Sample], found: Mapping[str, Localisation], truth: Truth
     ) -> None:
-        """Called by :func:`protomask.evaluate.evaluate` with every chunk."""
+        """Called by :func:`protomask.evaluation.evaluate` with every chunk."""
         infos = [ImageInfo(s.image_id, s.geometry) for s in samples]
         self.regions.extend((record, infos) for method, record in found.items() if method not in CONTROLS)
         for row in range(min(len(pairs), self.panels - len(self.examples))):
