@@ -1,7 +1,9 @@
 """Which (image, prototype) pairs an evaluation looks at, and which part each of them is causally about.
 
-A pair is an image of the data set and one of the prototypes of the image's own class. The part that it is about is
-found causally: every annotated part is in-painted in turn, and the one whose removal lowers the relative activation
+A pair is an image of the data set and one of the prototypes of the image's own class that an explanation would show:
+one of the image's few most activated (:data:`SHOWN`). A prototype that hardly responds to an image is not there to be
+found, and scores relative to its activation would divide by next to nothing. The part that a pair is about is found
+causally: every annotated part is in-painted in turn, and the one whose removal lowers the relative activation
 most is the pair's part, if it is a clear winner (:func:`protomask.metrics.causal_parts`).
 """
 
@@ -22,6 +24,8 @@ from protomask.errors import InputError, expected
 from protomask.locating import measure
 from protomask.metrics import Truth, causal_parts, part_drops
 from protomask.model import Contract, class_prototypes, device_of, untouched
+
+SHOWN = 3  # as many prototypes per image as ``locate`` looks for where nothing else is said
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +57,7 @@ class PairSet:
 
     Attributes:
         pairs: in the order they were drawn.
-        drawn: how many candidates were looked at (their activation above the floor).
+        drawn: how many pairs were looked at (among the image's most activated, the activation above its floor).
         qualified: how many of the drawn have a clear causal part; 0 where the data set annotates no parts.
         kind: ``"part"`` where parts have pixel masks (a pair without a clear part is then left out), else
             ``"segmentation"`` where the whole object has, else ``"object"``.
@@ -72,9 +76,12 @@ def draw_pairs(
     *,
     seed: int = 0,
     batch: int = 32,
+    shown: int = SHOWN,
     progress: Callable[[int], object] | None = None,
 ) -> PairSet:
     """``count`` seeded pairs, images first: every image gives one pair before any gives a second.
+
+    Only an own-class prototype that is among the image's ``shown`` most activated of all classes makes a pair.
 
     Where parts have pixel masks, only pairs with a clear causal part count, and drawing goes on until there are
     ``count`` of them or every image has been tried with every prototype of its class. Elsewhere every pair counts.
@@ -83,12 +90,13 @@ def draw_pairs(
         InputError: no pair could be drawn.
     """
     check_count("pairs", count)
+    check_count("shown", shown)
     kind, drawn, qualified = "object", 0, 0
     kept: list[Pair] = []
     candidates = _candidates(model, dataset, seed)
     with untouched(model.module):
         for group in _batched(candidates, max(1, batch // 4)):
-            kind, found = _look(model, dataset, group, batch)
+            kind, found = _look(model, dataset, group, shown, batch)
             before = len(kept)
             for pair in found[: _until(found, kind, count - before)]:
                 drawn += 1
@@ -137,24 +145,20 @@ def _batched(items: Iterator[tuple[int, int]], size: int) -> Iterator[list[tuple
 
 
 @torch.no_grad()
-def _look(model: Contract, dataset: Dataset, group: list[tuple[int, int]], batch: int) -> tuple[str, list[Pair]]:
+def _look(
+    model: Contract, dataset: Dataset, group: list[tuple[int, int]], shown: int, batch: int
+) -> tuple[str, list[Pair]]:
+    """What makes a pair of the (sample, prototype) candidates in ``group``, each with its causal part."""
     samples = [dataset[index] for index, _ in group]
-    images = tensors(model, samples)
-    targets = torch.tensor([(row, prototype) for row, (_, prototype) in enumerate(group)])
-    start = measure(model, images, targets, batch)
-    keep = start.locatable.nonzero().squeeze(1).tolist()
-    parts = _parts(model, dataset, [group[i] for i in keep], start.before[keep], start.floors[keep], batch)
+    start = measure(model, tensors(model, samples), f"top:{shown}", batch)
+    wanted = torch.tensor([prototype for _, prototype in group])[start.targets.images]
+    keep = ((start.targets.prototypes == wanted) & start.locatable.cpu()).nonzero().squeeze(1)
+    rows = start.targets.images[keep].tolist()
+    before, floors = start.before[keep], start.floors[keep]
+    parts = _parts(model, dataset, [group[row] for row in rows], before, floors, batch)
     pairs = [
-        Pair(
-            group[i][0],
-            group[i][1],
-            samples[i].image_id,
-            samples[i].group,
-            part,
-            float(start.before[i]),
-            float(start.floors[i]),
-        )
-        for i, part in zip(keep, parts, strict=True)
+        Pair(group[row][0], group[row][1], samples[row].image_id, samples[row].group, part, activation, floor)
+        for row, part, activation, floor in zip(rows, parts, before.tolist(), floors.tolist(), strict=True)
     ]
     return _kind(samples[0]), pairs
 
