@@ -177,16 +177,21 @@ def _train_chunk(
     images = problems.images[problems.rows[rows]].contiguous(memory_format=torch.channels_last)
     fills = problems.fills[problems.fill_rows[rows]].contiguous(memory_format=torch.channels_last)
     prototypes, before, floors = problems.prototypes[rows], problems.before[rows], problems.floors[rows]
-    size = (images.shape[-2], images.shape[-1])
+    size, sizes = (images.shape[-2], images.shape[-1]), [len(p) for p in chunk.values()]
     vectors = {s: initial_vectors(len(p), s, images, schedule.start).requires_grad_() for s, p in chunk.items()}
     optimiser = torch.optim.Adam(list(vectors.values()), lr=schedule.learning_rate, betas=schedule.betas)
     with torch.enable_grad():
         for _ in range(schedule.steps):
             masks = {s: render(v, size) for s, v in vectors.items()}
-            activations = model.activations(blend(images, torch.cat(list(masks.values())), fills), prototypes)
-            relative = relative_activation(activations, before, floors).split([len(p) for p in chunk.values()])
+            kept = torch.cat(list(masks.values()))
+            relative = relative_activation(model.activations(blend(images, kept, fills), prototypes), before, floors)
+            without = torch.zeros_like(relative)
+            if loss.needs_complement:
+                removed = model.activations(blend(images, 1 - kept, fills), prototypes)
+                without = relative_activation(removed, before, floors)
+            each = zip(chunk, relative.split(sizes), without.split(sizes), strict=True)
             # Summed, never averaged: a problem's step must not depend on its company.
-            losses = [loss(r, masks[s], vectors[s]).sum() for s, r in zip(chunk, relative, strict=True)]
+            losses = [loss(r, w, masks[s], vectors[s]).sum() for s, r, w in each]
             optimiser.zero_grad(set_to_none=True)
             torch.stack(losses).sum().backward()
             for scale, v in vectors.items():
@@ -196,5 +201,5 @@ def _train_chunk(
                 for v in vectors.values():
                     _round_to(v.clamp_(0, 1), schedule.value_grain)
             if progress is not None:
-                progress(len(rows))
+                progress(len(rows) * (1 + loss.needs_complement))
     return {s: v.detach() for s, v in vectors.items()}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,6 +9,7 @@ from torch import Tensor
 from protomask.activation import relative_activation
 from protomask.engine import Problems, Schedule, in_chunks, train_masks
 from protomask.errors import InputError, ResourceError
+from protomask.localisers.mdm import MDM
 from protomask.masks import blend, render
 from protomask.model import contract
 from protomask.objective import KeepLoss, area, consistency, total_variation
@@ -47,6 +50,37 @@ def test_a_block_is_found_in_closed_form() -> None:
     ]
     assert float(vectors[0, 0, 0]) == pytest.approx((1 - weight / (8 * share)) / share, abs=1e-3)
     assert float(vectors[0].flatten()[1:].max()) == pytest.approx(0, abs=1e-6)
+
+
+def test_necessity_in_closed_form() -> None:
+    """As above; the complement keeps 1 - c a of the activation too, which makes it (1 + n) (1 - c a)^2 + w a / 4."""
+    model, posed = problems()
+    weight, price, share = 2.0, 0.2, 0.875**2
+    loss = KeepLoss(weight, 0.0, price)
+    vectors = train_masks(contract(model), posed, [2], loss, Schedule(steps=600, learning_rate=0.02))[2]
+    assert float(vectors[0, 0, 0]) == pytest.approx((1 - weight / (8 * share * (1 + price))) / share, abs=1e-3)
+    assert float(vectors[0].flatten()[1:].max()) == pytest.approx(0, abs=1e-6)
+
+
+def test_necessity_asks_for_the_second_of_two_equal_pieces() -> None:
+    """Two blocks of which either suffices: a sufficient mask may drop one, a necessary one must hold both."""
+
+    class Either(BlockModel):
+        def activations(self, images: Tensor, prototypes: Tensor | None = None) -> Tensor:
+            seen = super().activations(images).max(1, keepdim=True).values.expand(-1, 2)
+            return seen if prototypes is None else seen[:, 0]
+
+    _, posed = problems()
+    either = Either([(0, 0, 16, 16), (16, 16, 32, 32)])
+    posed = replace(posed, images=posed.images * torch.where(torch.arange(32) < 16, 1.0, 0.9))
+    posed = replace(posed, before=either.activations(posed.images)[posed.rows, posed.prototypes])
+    one, both = (
+        train_masks(contract(either), posed, [4], KeepLoss(0.2, 0.0, n), Schedule(steps=100))[4][0] for n in (0, 1)
+    )
+    assert float(one[:2, :2].min()) == 1.0
+    assert float(one[2:, 2:].max()) == 0.0
+    assert float(both[:2, :2].min()) > 0.5
+    assert float(both[2:, 2:].min()) > 0.5
 
 
 def test_a_cheap_block_is_kept_whole_and_nothing_else() -> None:
@@ -104,6 +138,9 @@ def test_passes_are_counted() -> None:
     told: list[int] = []
     train_masks(contract(model), posed, [4, 6, 8], KeepLoss(), Schedule(steps=5), batch=4, progress=told.append)
     assert sum(told) == 3 * 3 * 5
+    told.clear()
+    train_masks(contract(model), posed, [4, 6], KeepLoss(necessity_weight=0.3), Schedule(steps=5), progress=told.append)
+    assert sum(told) == 3 * 2 * 5 * 2 == 3 * MDM(scales=(4, 6), steps=5).passes
 
 
 def test_losses_in_closed_form() -> None:

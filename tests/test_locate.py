@@ -195,33 +195,33 @@ def test_records_agree_with_a_second_route() -> None:
     assert joined.reasons == found.reasons
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"images": torch.zeros(2, 1, 32, 32)}, r"images: expected shape \[B, 3, 32, 32\], got \[2, 1, 32, 32\]"),
-        ({"images": torch.zeros(2, 3, 16, 16)}, r"images: expected shape .* got \[2, 3, 16, 16\]"),
-        ({"images": torch.full((1, 3, 32, 32), torch.nan)}, "images: expected finite values, got 3072 NaN"),
-        ({"images": torch.zeros(1, 3, 32, 32, dtype=torch.uint8)}, "images: expected a floating-point dtype"),
-        ({"images": torch.zeros(0, 3, 32, 32)}, "images: expected at least one image"),
-        ({"images": "bird.jpg"}, "images: expected a torch.Tensor .* got str"),
-        ({"targets": [(0, 4)]}, r"targets: prototype: expected an index in 0 .. 3, got 4"),
-        ({"targets": [(0, -1)]}, r"targets: prototype: expected an index in 0 .. 3, got -1"),
-        ({"targets": [(7, 0)]}, r"targets: image: expected an index in 0 .. 3, got 7"),
-        ({"targets": []}, "targets: expected at least one"),
-        ({"targets": "top:0"}, "targets: expected top:K"),
-        ({"targets": "best"}, 'targets: expected "top:K"'),
-        ({"targets": "class:9"}, r"class: expected an index in 0 .. 1, got 9"),
-        ({"targets": torch.zeros(2, 3, dtype=torch.int64)}, r"integer pairs \[N, 2\]"),
-        ({"method": "lime"}, "method: expected one of"),
-        ({"batch": 0}, "batch: expected an integer of at least 1, got 0"),
-        ({"region": "otsu"}, "region: expected one of"),
-        ({"width": 3}, "settings of mdm: expected one of scales"),
-        ({"scales": (1,)}, "scales: expected an integer of at least 2"),
-        ({"steps": 0}, "steps: expected an integer of at least 1"),
-        ({"fill": "green"}, "fill: expected one of blur"),
-        ({"method": "annotation"}, "regions: expected the annotated regions"),
-    ],
-)
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"images": torch.zeros(2, 1, 32, 32)}, r"images: expected shape \[B, 3, 32, 32\], got \[2, 1, 32, 32\]"),
+    ({"images": torch.zeros(2, 3, 16, 16)}, r"images: expected shape .* got \[2, 3, 16, 16\]"),
+    ({"images": torch.full((1, 3, 32, 32), torch.nan)}, "images: expected finite values, got 3072 NaN"),
+    ({"images": torch.zeros(1, 3, 32, 32, dtype=torch.uint8)}, "images: expected a floating-point dtype"),
+    ({"images": torch.zeros(0, 3, 32, 32)}, "images: expected at least one image"),
+    ({"images": "bird.jpg"}, "images: expected a torch.Tensor .* got str"),
+    ({"targets": [(0, 4)]}, r"targets: prototype: expected an index in 0 .. 3, got 4"),
+    ({"targets": [(0, -1)]}, r"targets: prototype: expected an index in 0 .. 3, got -1"),
+    ({"targets": [(7, 0)]}, r"targets: image: expected an index in 0 .. 3, got 7"),
+    ({"targets": []}, "targets: expected at least one"),
+    ({"targets": "top:0"}, "targets: expected top:K"),
+    ({"targets": "best"}, 'targets: expected "top:K"'),
+    ({"targets": "class:9"}, r"class: expected an index in 0 .. 1, got 9"),
+    ({"targets": torch.zeros(2, 3, dtype=torch.int64)}, r"integer pairs \[N, 2\]"),
+    ({"method": "lime"}, "method: expected one of"),
+    ({"batch": 0}, "batch: expected an integer of at least 1, got 0"),
+    ({"region": "otsu"}, "region: expected one of"),
+    ({"width": 3}, "settings of mdm: expected one of"),
+    ({"scales": (1,)}, "scales: expected an integer of at least 2"),
+    ({"steps": 0}, "steps: expected an integer of at least 1"),
+    ({"fill": "green"}, "fill: expected one of blur"),
+    ({"method": "annotation"}, "regions: expected the annotated regions"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD)
 def test_bad_input_names_argument_expectation_and_value(change: dict[str, Any], message: str) -> None:
     call: dict[str, Any] = {"images": scene(), "targets": "top:1", **change}
     model = ConvModel().train()
