@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -145,8 +145,7 @@ class Relabelled:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
-        sample = self.dataset[index]
-        return replace(sample, label=self.labels[sample.label])
+        return self.dataset[index].relabelled(self.labels, len(self.class_names))
 
     def without_part(self, index: int, part: int) -> np.ndarray | None:
         """As the data set gives it."""

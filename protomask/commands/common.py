@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from protomask.data import DATASETS, Dataset, open_dataset
+from protomask.data import DATASETS, Dataset, open_dataset, own_options
 from protomask.errors import InputError, expected
 from protomask.files import write_text
 from protomask.loading import Loaded, with_labels_of
@@ -50,10 +50,43 @@ def add_data_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
     group.add_argument(
         "--crop",
         choices=("none", "box"),
-        help="cub: full frames, or cut to the annotated box first (default: as the model was trained, else none)",
+        help="cub, boxes: full frames, or cut to the box first (default: as the model was trained, else none)",
     )
     group.add_argument("--scenes", dest="count", type=positive, metavar="N", help="planted: how many scenes")
+    _add_xray_options(group)
     return group
+
+
+def _add_xray_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--label", metavar="COLUMN", help="boxes: the column of images.csv that holds the class")
+    group.add_argument("--task", help="boxes: classes made of the boxes: side, which half of the patient it is")
+    group.add_argument(
+        "--rename", type=pairs_option, metavar="A=B,...", help="boxes: values of that column to take for others"
+    )
+    group.add_argument(
+        "--columns",
+        type=pairs_option,
+        metavar="KEY=NAME,...",
+        help="boxes: how the tables name id, patient, class, ...",
+    )
+    group.add_argument(
+        "--findings", type=names_option, metavar="A,B,...", help="chestxray14: the classes to keep (default: all)"
+    )
+    group.add_argument(
+        "--negatives",
+        action="store_true",
+        help="chestxray14: keep images without any of them, for multi-label training",
+    )
+    group.add_argument("--partial", action="store_true", help="chestxray14: leave out images that are not there")
+    group.add_argument(
+        "--split-seed", type=int, metavar="N", help="chestxray14, boxes: of the split by patient (default: 0)"
+    )
+    group.add_argument(
+        "--window",
+        type=window_option,
+        metavar="LOW,HIGH",
+        help="folder, chestxray14, boxes: values of 16-bit and .npy pixels that become black and white",
+    )
 
 
 def add_evaluation_data_options(parser: argparse.ArgumentParser) -> None:
@@ -64,6 +97,9 @@ def add_evaluation_data_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--split", default="test", help="which part of the data (default: %(default)s)")
     group.add_argument("--species", metavar="ID,ID,...", help="cub: only these class ids of classes.txt")
+    group.add_argument(
+        "--boxed", action="store_true", help="chestxray14: only findings with boxes, each as a sample of its own"
+    )
 
 
 def positive(text: str) -> int:
@@ -72,6 +108,31 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {value}")
     return value
+
+
+def names_option(text: str) -> tuple[str, ...]:
+    """``A,B`` as ("A", "B"), for argparse."""
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"expected names with commas between, got {text!r}")
+    return names
+
+
+def pairs_option(text: str) -> dict[str, str]:
+    """``A=B,C=D`` as {"A": "B", "C": "D"}, for argparse."""
+    cells = [part.split("=") for part in text.split(",")]
+    if any(len(cell) != 2 or not all(side.strip() for side in cell) for cell in cells):
+        raise argparse.ArgumentTypeError(f"expected A=B,C=D, got {text!r}")
+    return {key.strip(): value.strip() for key, value in cells}
+
+
+def window_option(text: str) -> tuple[float, float]:
+    """``0,4095`` as (0.0, 4095.0), for argparse."""
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected LOW,HIGH, got {text!r}") from error
+    return low, high
 
 
 def size_option(text: str) -> tuple[int, int]:
@@ -107,11 +168,12 @@ def dataset_for(args: argparse.Namespace, loaded: Loaded) -> Dataset:
         root=args.root,
         split=args.split,
         size=loaded.size,
-        crop=crop if args.data == "cub" else "none",
+        crop=crop if args.data in ("cub", "boxes") else "none",
         seed=args.data_seed,
         count=args.count,
         species=species,
         classes=len(loaded.class_names) or 12,
+        **own_options(vars(args)),
     )
     return with_labels_of(loaded, data)
 

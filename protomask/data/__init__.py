@@ -1,11 +1,14 @@
-"""Data sets: planted scenes with exact truth, CUB-200-2011, and any image folder, behind one contract."""
+"""Data sets: planted scenes with exact truth, birds, chest X-rays and any image folder, behind one contract."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from protomask.checks import check_choice
+from protomask.data.boxlist import BoxList
+from protomask.data.chestxray import ChestXray14
 from protomask.data.cub import Cub
 from protomask.data.folder import Folder
 from protomask.data.images import list_images, read_image
@@ -16,6 +19,9 @@ from protomask.errors import InputError, expected
 
 __all__ = [
     "DATASETS",
+    "OWN_OPTIONS",
+    "BoxList",
+    "ChestXray14",
     "Cub",
     "Dataset",
     "Folder",
@@ -25,11 +31,18 @@ __all__ = [
     "list_images",
     "make_sample",
     "open_dataset",
+    "own_options",
     "read_image",
     "to_tensor",
 ]
 
-DATASETS = ("planted", "planted-flowers", "cub", "folder")
+DATASETS = ("planted", "planted-flowers", "cub", "folder", "chestxray14", "boxes")
+OWN_OPTIONS = {
+    "folder": ("window",),
+    "chestxray14": ("findings", "boxed", "negatives", "dev", "split_seed", "window", "partial"),
+    "boxes": ("label", "task", "rename", "sides", "columns", "shares", "split_seed", "window"),
+}
+"""Options that a data set hands to its class as they come; see there."""
 
 
 def open_dataset(
@@ -44,20 +57,23 @@ def open_dataset(
     scene: str = "birds",
     classes: int = 12,
     species: Sequence[int] | None = None,
+    **own: Any,
 ) -> Dataset:
     """The data set ``name`` of :data:`DATASETS`, one split of it.
 
     Args:
         name: one of :data:`DATASETS`; ``"planted-flowers"`` is ``"planted"`` with the scene ``"flowers"``.
-        split: ``"train"`` or ``"test"``; planted also has ``"dev"``, cub and folder ``"all"``.
+        split: ``"train"`` or ``"test"``; planted and the X-rays also have ``"dev"``, all but planted have ``"all"``.
         size: (height, width) of the samples, pixels; planted scenes are square.
-        root: the folder of cub or folder.
-        crop: of cub, ``"none"`` or ``"box"``.
-        seed: of planted's scenes, or of the split that folder draws.
+        root: the folder of the files, of all but planted.
+        crop: of cub and boxes, ``"none"`` or ``"box"``.
+        seed: of planted's scenes, or of the split that folder draws. The X-rays' split has a seed of its own,
+            ``split_seed``: whatever a model was trained with, no patient it was trained on is in its test.
         count: how many scenes planted draws; its own number where None.
         scene: of planted, ``"birds"`` or ``"flowers"``.
         classes: of planted, how many.
         species: of cub, the class ids to keep.
+        own: what only this data set has, by :data:`OWN_OPTIONS`; what is None or False counts as not given.
 
     Raises:
         InputError: an unknown name, or an option that the data set does not have or needs.
@@ -65,6 +81,11 @@ def open_dataset(
     """
     check_choice("data", name, DATASETS)
     height, width = check_size(size)
+    unknown = set(own) - set(own_options(dict.fromkeys(own, True)))
+    if unknown:
+        raise TypeError(f"open_dataset() got an unexpected keyword argument {min(unknown)!r}")
+    own = own_options(own)
+    _unused(name, **{option: value for option, value in own.items() if option not in OWN_OPTIONS.get(name, ())})
     if name.startswith("planted"):
         _unused(name, root=root, crop=None if crop == "none" else crop, species=species)
         if height != width:
@@ -77,8 +98,19 @@ def open_dataset(
         raise InputError(expected("root", f"the folder of the data set {name!r}", None))
     if name == "cub":
         return Cub(root, split, (height, width), crop, species)
-    _unused(name, crop=None if crop == "none" else crop, species=species)
-    return Folder(root, split, (height, width), seed=seed)
+    _unused(name, species=species)
+    if name == "boxes":
+        return BoxList(root, split, (height, width), crop, **own)
+    _unused(name, crop=None if crop == "none" else crop)
+    if name == "chestxray14":
+        return ChestXray14(root, split, (height, width), **own)
+    return Folder(root, split, (height, width), seed=seed, **own)
+
+
+def own_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``given`` that stand in :data:`OWN_OPTIONS` and are neither None nor False: a command's, for example."""
+    names = {option for options in OWN_OPTIONS.values() for option in options}
+    return {option: v for option, v in given.items() if option in names and v is not None and v is not False}
 
 
 def _unused(name: str, **options: object) -> None:

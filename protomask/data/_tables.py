@@ -28,6 +28,12 @@ class Row:
         """The error that says what this line should have held."""
         return DataError(expected(f"{self.path}, line {self.line}", wanted, came))
 
+    def text(self, column: int, name: str) -> str:
+        """The column's text, without blanks around it, or DataError where there is none."""
+        if not self.cells[column].strip():
+            raise self.complaint(f"{name} to be given", "an empty cell")
+        return self.cells[column].strip()
+
     def count(self, column: int, name: str) -> int:
         """The column as an integer of at least 0, or DataError."""
         text = self.cells[column]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from protomask.checks import check_choice, check_index, check_number
 from protomask.data.images import list_images, read_image
+from protomask.data.levels import Window, check_window
 from protomask.data.sample import Sample
 from protomask.data.transforms import check_size, make_sample
 from protomask.errors import DataError, expected
@@ -47,6 +48,7 @@ class Folder:
         *,
         fraction: float = 0.8,
         seed: int = 0,
+        window: Window | None = None,
     ) -> None:
         """List the files; no image is opened yet.
 
@@ -56,14 +58,16 @@ class Folder:
             size: (height, width) of the samples, pixels.
             fraction: the share of each class that a drawn split trains on, in (0, 1]. Unused where folders say it.
             seed: of a drawn split.
+            window: (low, high) of pixels with more than 8 bits, see :func:`protomask.data.images.read_image`.
 
         Raises:
-            InputError: an unknown split, a fraction out of range.
+            InputError: an unknown split, a fraction out of range, no window.
             DataError: no such folder, no image in the split, or images beside class folders.
         """
         self.root = Path(root)
         self.split = check_choice("split", split, SPLITS)
         self.size = check_size(size)
+        self.window = check_window(window)
         check_number("fraction", fraction, 0, 1, open_low=True)
         if not self.root.is_dir():
             raise DataError(expected("root", "a folder of images", root))
@@ -94,7 +98,7 @@ class Folder:
             InputError: the index is out of range.
             DataError: the file is gone or corrupt.
         """
-        image = read_image(self.path(index))
+        image = read_image(self.path(index), self.window)
         return make_sample(self.image_ids[index], image, self.labels[index], self.size)
 
     def path(self, index: int) -> Path:
@@ -109,7 +113,7 @@ class Folder:
         wrong: dict[int, DataError] = {}
         for index, path in enumerate(self._files):
             try:
-                read_image(path)
+                read_image(path, self.window)
             except DataError as error:
                 wrong[index] = error
         return wrong

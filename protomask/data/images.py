@@ -1,6 +1,7 @@
 """Reading image files: upright, RGB, complete, or an error that names the file.
 
-OpenCV fills the missing part of a truncated JPEG with grey and says nothing, so Pillow decodes here.
+OpenCV fills the missing part of a truncated JPEG with grey and says nothing, so Pillow decodes here. What has more
+levels than 256, X-rays for the most part, is brought to 8 bits by :mod:`protomask.data.levels`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from protomask.data.levels import Window, check_window, to_bytes
 from protomask.errors import DataError, expected
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".npy", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+MOST_PIXELS = 2 * 89_478_485  # of an array: where Pillow refuses to decode a file
+MOST_ASPECT = 1000  # of an array: a list of vectors is no image
 
 _ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -32,20 +37,33 @@ _WANTED = "a complete, readable image"
 _strict_lock = threading.Lock()
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, window: Window | None = None) -> np.ndarray:
     """The image in a file, upright (EXIF orientation applied): [H, W, 3] uint8 RGB.
 
-    Grey becomes three equal channels, an alpha channel is dropped (not blended), 16-bit grey is scaled by 1 / 257, and
-    of several frames the first is read.
+    Grey becomes three equal channels, an alpha channel is dropped (not blended), and of several frames the first is
+    read. Grey with more than 8 bits becomes 8 bits by :func:`protomask.data.levels.to_bytes`: the full range of the
+    bits that the image uses, or the window. (Of 16-bit colour Pillow keeps the high byte.) An array in a ``.npy`` file
+    is [H, W], [H, W, 1] or [H, W, 3]: integers like 16-bit grey, uint8 as it is, floats in [0, 1]; pickled objects
+    are not loaded.
+
+    Args:
+        path: of the file.
+        window: (low, high), the values that become black and white; of grey with more than 8 bits and of arrays other
+            than uint8. Where None, see :func:`protomask.data.levels.to_bytes`.
 
     Raises:
-        DataError: the file is missing, empty, truncated, corrupt, no image, or has floating-point or 32-bit pixels.
+        InputError: a window that is not two finite numbers, the lower first.
+        DataError: the file is missing, empty, truncated, corrupt, no image, or has floating-point or 32-bit pixels; an
+            array of another shape or dtype, with NaN or infinity, or out of range without a window.
     """
     path = Path(path)
+    window = check_window(window)
+    if path.suffix.lower() == ".npy":
+        return _read_array(path, window)
     try:
         with _no_truncated_images(), Image.open(path) as image:
             image.load()
-            return _rgb(_upright(image), path)
+            return _rgb(_upright(image), path, window)
     except (DataError, MemoryError):
         raise
     except FileNotFoundError as error:
@@ -118,20 +136,42 @@ def _upright(image: Image.Image) -> Image.Image:
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
-def _rgb(image: Image.Image, path: Path) -> np.ndarray:
+def _rgb(image: Image.Image, path: Path, window: Window | None) -> np.ndarray:
     if image.mode == "F":
         raise DataError(expected(str(path), "an image of 8 or 16 bits", "floating-point pixels"))
     if image.mode.startswith("I"):
-        return _from_16_bits(np.asarray(image), path)
+        return _three_channels(_from_16_bits(np.asarray(image), path, window))
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA")  # straight to RGB would warn about transparency in a palette
     return np.array(image.convert("RGB"))
 
 
-def _from_16_bits(grey: np.ndarray, path: Path) -> np.ndarray:
+def _from_16_bits(grey: np.ndarray, path: Path, window: Window | None) -> np.ndarray:
     if grey.min() < 0 or grey.max() > 65535:
         raise DataError(expected(str(path), "an image of 8 or 16 bits", f"values {grey.min()} to {grey.max()}"))
-    return np.repeat(np.round(grey / 257).astype(np.uint8)[..., None], 3, axis=2)
+    return to_bytes(grey, str(path), window)
+
+
+def _read_array(path: Path, window: Window | None) -> np.ndarray:
+    try:
+        # Mapped, so that a damaged header cannot ask for more memory than the file has; pickles cannot be mapped.
+        stored = np.lib.format.open_memmap(path, mode="r")
+    except FileNotFoundError as error:
+        raise DataError(expected(str(path), _WANTED, "no such file")) from error
+    except Exception as error:  # damaged headers make numpy's parser raise almost any type
+        raise DataError(expected(str(path), "a complete .npy array of numbers", f"{error}" or "no array")) from error
+    shape = stored.shape
+    if stored.ndim not in (2, 3) or 0 in shape or (stored.ndim == 3 and shape[2] not in (1, 3)):
+        raise DataError(expected(str(path), "an array [H, W], [H, W, 1] or [H, W, 3]", list(shape)))
+    if shape[0] * shape[1] > MOST_PIXELS or max(shape[:2]) > MOST_ASPECT * min(shape[:2]):
+        wanted = f"at most {MOST_PIXELS} pixels, no side {MOST_ASPECT} times as long as the other"
+        raise DataError(expected(str(path), wanted, list(shape)))
+    return _three_channels(to_bytes(np.array(stored), str(path), window))
+
+
+def _three_channels(image: np.ndarray) -> np.ndarray:
+    grey = image[..., None] if image.ndim == 2 else image
+    return np.repeat(grey, 3, axis=2) if grey.shape[2] == 1 else grey
 
 
 def _unidentified(path: Path) -> str:

@@ -7,7 +7,7 @@ A :class:`Sample` is already resized (and cropped) to the model's input size; it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -24,7 +24,8 @@ class Geometry:
 
     Attributes:
         source_size: (height, width) of the original image, pixels.
-        crop: xyxy in original pixels, exclusive end; what of the original the sample shows.
+        crop: xyxy in original pixels, exclusive end; what of the original the sample shows. Where x0 is the greater of
+            the two, the sample shows it mirrored left to right.
         size: (height, width) of the sample, pixels.
     """
 
@@ -32,33 +33,46 @@ class Geometry:
     crop: tuple[float, float, float, float]
     size: tuple[int, int]
 
+    @property
+    def mirrored(self) -> bool:
+        """Whether the sample shows the original mirrored left to right."""
+        return self.crop[0] > self.crop[2]
+
     def to_source(self, boxes: np.ndarray) -> np.ndarray:
         """Boxes [..., 4] xyxy in sample pixels -> xyxy in original pixels (floats, same leading axes)."""
         x0, y0, x1, y1 = self.crop
         scale = np.array([(x1 - x0) / self.size[1], (y1 - y0) / self.size[0]] * 2)
-        return np.asarray(boxes, dtype=np.float64) * scale + np.array([x0, y0, x0, y0])
+        return self._ordered(np.asarray(boxes, dtype=np.float64) * scale + np.array([x0, y0, x0, y0]))
 
     def to_sample(self, boxes: np.ndarray) -> np.ndarray:
         """Boxes [..., 4] xyxy in original pixels -> xyxy in sample pixels (floats, same leading axes)."""
         x0, y0, x1, y1 = self.crop
         scale = np.array([self.size[1] / (x1 - x0), self.size[0] / (y1 - y0)] * 2)
-        return (np.asarray(boxes, dtype=np.float64) - np.array([x0, y0, x0, y0])) * scale
+        return self._ordered((np.asarray(boxes, dtype=np.float64) - np.array([x0, y0, x0, y0])) * scale)
+
+    def _ordered(self, boxes: np.ndarray) -> np.ndarray:
+        return boxes[..., [2, 1, 0, 3]] if self.mirrored else boxes
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
     """One annotated image in the model's frame. K is the data set's number of parts.
 
+    Where an image has several classes at once (the findings of a chest X-ray), ``labels`` has them all and ``label`` is
+    one of them, by a rule that the data set documents: what trains or evaluates on one class per image reads ``label``
+    and needs not know more, what is multi-label reads ``labels``. Box and segmentation are those of ``label``.
+
     Attributes:
         image_id: stable name of the image (a relative path, or ``"planted-birds/7/test/12"``).
         image: [H, W, 3] uint8 RGB, at the model's input size.
-        label: class index in 0 .. len(class_names) - 1.
+        label: class index in 0 .. len(class_names) - 1; -1 where ``labels`` says that the image is of no class.
         geometry: the way back to the file's pixels.
         box: [4] float xyxy in sample pixels, exclusive end, of the whole object; None where not annotated.
         points: [K, 2] float (x, y) in sample pixels, NaN where the part is not visible; None where not annotated.
         part_masks: [K, H, W] bool, visible pixels of each part; None where not annotated.
         segmentation: [H, W] bool, the whole object; None where not annotated.
         group: what intervals are clustered by (the image, or the patient); the image_id where empty.
+        labels: [C] bool, by class, True at ``label`` and at the image's other classes; None where one class is all.
     """
 
     image_id: str
@@ -70,6 +84,7 @@ class Sample:
     part_masks: np.ndarray | None = None
     segmentation: np.ndarray | None = None
     group: str = ""
+    labels: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         check_array("image", self.image, ("H", "W", 3), dtype=np.uint8)
@@ -84,8 +99,21 @@ class Sample:
             check_array("part_masks", self.part_masks, ("K", *size), dtype=np.bool_)
         if self.segmentation is not None:
             check_array("segmentation", self.segmentation, size, dtype=np.bool_)
+        if self.labels is not None:
+            check_array("labels", self.labels, ("C",), dtype=np.bool_)
+            true = np.flatnonzero(self.labels).tolist() or [-1]
+            if self.label not in true:
+                raise InputError(expected("label", f"one of {true}, as labels say", self.label))
         if not self.group:
             object.__setattr__(self, "group", self.image_id)
+
+    def relabelled(self, indices: Sequence[int], count: int) -> Sample:
+        """The sample among other classes: class k becomes ``indices[k]`` of ``count``, in ``label`` and ``labels``."""
+        labels = None
+        if self.labels is not None:
+            labels = np.zeros(count, bool)
+            labels[np.asarray(indices)[self.labels]] = True
+        return replace(self, label=-1 if self.label == -1 else int(indices[self.label]), labels=labels)
 
 
 @runtime_checkable

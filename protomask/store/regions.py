@@ -238,7 +238,8 @@ def check_rows(name: str, count: int, found: Localisation) -> None:
 def _nearest(length: int, start: float, stop: float, size: int) -> tuple[np.ndarray, np.ndarray]:
     centres = np.arange(length) + 0.5
     cells = np.floor((centres - start) * size / (stop - start)).astype(np.int64)
-    return cells.clip(0, size - 1), (centres >= start) & (centres < stop)
+    # A mirrored sample starts at the greater edge.
+    return cells.clip(0, size - 1), (centres >= min(start, stop)) & (centres < max(start, stop))
 
 
 def _encode(mask: np.ndarray) -> dict[str, Any]:
