@@ -201,9 +201,14 @@ def _record(
     found = found if found is not None else Maps(maps[:0])
     check_tensor(f"maps of {name}", found.maps, (len(rows), *size))
     maps[rows] = found.maps.to(maps)
-    after = _activations_after(model, images, start, maps, batch)
+    after = torch.empty_like(start.before)
+    unmeasured = torch.ones(n, dtype=torch.bool, device=after.device)
     if found.after is not None:
         after[rows] = found.after.to(after)
+        unmeasured[rows] = False
+    others = unmeasured.nonzero().squeeze(1)
+    if len(others):
+        after[others] = _activations_after(model, images, start.targets[others.cpu()], maps[others], batch)
     constant = is_constant(maps)
     located = start.locatable & ~constant
     reasons = [
@@ -234,8 +239,9 @@ def _record(
 
 
 @torch.no_grad()
-def _activations_after(model: Contract, images: Tensor, start: Baseline, maps: Tensor, batch: int) -> Tensor:
-    rows, prototypes = (t.to(images.device) for t in (start.targets.images, start.targets.prototypes))
+def _activations_after(model: Contract, images: Tensor, targets: Targets, maps: Tensor, batch: int) -> Tensor:
+    """[N] activations of the images seen through the maps, the scoring fill elsewhere."""
+    rows, prototypes = (t.to(images.device) for t in (targets.images, targets.prototypes))
     fills = fill_images(SCORING_FILL, images, model.mean, model.std)
 
     def work(part: slice) -> Tensor:

@@ -160,6 +160,28 @@ def test_a_localiser_that_gives_nonsense_is_refused() -> None:
             protomask.locate(ConvModel(), scenes(1), "all", broken)
 
 
+def test_what_the_method_measured_is_not_measured_again() -> None:
+    class Counting(ConvModel):
+        seen = 0
+
+        def activations(self, images: torch.Tensor, prototypes: torch.Tensor | None = None) -> torch.Tensor:
+            self.seen += len(images)
+            return super().activations(images, prototypes)
+
+    def whole(request: protomask.Request) -> protomask.Maps:
+        count = len(request.targets)
+        return protomask.Maps(torch.rand(count, *request.size), after=torch.arange(count) / 10 if told else None)
+
+    whole.passes = 0.0  # type: ignore[attr-defined]
+    told, model = True, Counting()
+    found = protomask.locate(model, scenes(2), [(0, 1), (1, 0)], whole)
+    assert model.seen == 2
+    assert found.activations_after.tolist() == pytest.approx([0.0, 0.1])
+    told = False
+    protomask.locate(model, scenes(2), [(0, 1), (1, 0)], whole)
+    assert model.seen == 2 + 2 + 2
+
+
 def test_settings_are_recorded_and_rebuild_the_method() -> None:
     for name, entry in LOCALISERS.items():
         made = entry.make()
