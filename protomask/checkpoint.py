@@ -33,7 +33,7 @@ from protomask.model import IMAGENET_MEAN, IMAGENET_STD, Family, PrototypeModel,
 FORMAT_VERSION = 1
 TENSORS = "model.safetensors"
 DESCRIPTION = "model.json"
-ACTIVATIONS = ("log", "linear")
+ACTIVATIONS = ("log", "linear", "cosine")
 ADD_ONS = ("regular", "bottleneck")
 RESIZES = ("squash",)
 CROPS = ("none", "box")
@@ -83,7 +83,7 @@ class Description:
         backbone: the family's name of the backbone, such as ``"resnet18"``.
         prototype_shape: (P, D, h1, w1).
         num_classes: K.
-        activation: ``"log"`` or ``"linear"``.
+        activation: ``"log"`` or ``"linear"`` in the squared L2 distance, or ``"cosine"``.
         add_on: ``"regular"`` or ``"bottleneck"``, the layers between backbone and prototypes.
         mean, std: per channel, of pixels in [0, 1]: what inputs are normalised by.
         size: (height, width) of the input, pixels.
@@ -91,6 +91,7 @@ class Description:
         crop: ``"none"``, or ``"box"`` where the object's box is cut out first.
         class_names: K names, or none.
         epsilon: of the log activation, log((d + 1) / (d + epsilon)).
+        multi_label: True where an image may be of several classes or none: a logit above 0 says yes.
         prototypes: where each prototype was taken from: P entries, or none.
         extra: anything else, such as the training's settings; plain JSON values.
         format_version: 1.
@@ -109,6 +110,7 @@ class Description:
     crop: str = "none"
     class_names: tuple[str, ...] = ()
     epsilon: float = 1e-4
+    multi_label: bool = False
     prototypes: tuple[PrototypeSource, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
@@ -126,6 +128,8 @@ class Description:
         if len(self.mean) not in (1, 3) or min(self.std) <= 0:
             raise InputError(expected("mean, std", "1 or 3 values each, std above 0", (self.mean, self.std)))
         check_number("epsilon", self.epsilon, 0, 1, open_low=True)
+        if not isinstance(self.multi_label, bool):
+            raise InputError(expected("multi_label", "true or false", repr(self.multi_label)))
         self._freeze("class_names", tuple(_text("class_names", n) for n in _sequence("class_names", self.class_names)))
         if len(self.class_names) not in (0, self.num_classes):
             raise InputError(expected("class_names", f"{self.num_classes} names or none", len(self.class_names)))

@@ -22,4 +22,14 @@ FAMILY = Family(
     demo=_DEMO if _DEMO.is_dir() else None,
 )
 
-__all__ = ["FAMILY", "ProtoPNet", "ProtoPNetModel", "TrainSettings", "build", "fit", "matches", "train", "wrap"]
+__all__ = [
+    "FAMILY",
+    "ProtoPNet",
+    "ProtoPNetModel",
+    "TrainSettings",
+    "build",
+    "fit",
+    "matches",
+    "train",
+    "wrap",
+]

@@ -22,22 +22,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from protomask.checks import check_index
-from protomask.errors import InputError, ModelError, expected
-from protomask.model import IMAGENET_MEAN, IMAGENET_STD, untouched
+from protomask.adapting import Adapter, agree, as_module, random_images, unwrapped
+from protomask.errors import ModelError, expected
+from protomask.model import untouched
 
 _METHODS = ("push_forward", "distance_2_similarity")
 _PROOF_IMAGES = 3
 _PROOF_PAIRS = 32
 
 _log = logging.getLogger(__name__)
-
-
-def unwrapped(model: object) -> object:
-    """The module inside ``DataParallel`` or ``DistributedDataParallel``, or the model itself."""
-    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        model = model.module
-    return model
 
 
 def matches(model: object) -> bool:
@@ -82,16 +75,10 @@ def wrap(
     return wrapped
 
 
-class ProtoPNetModel:
+class ProtoPNetModel(Adapter):
     """Build it with :func:`wrap`, which also proves that it reads the model rightly.
 
     Attributes:
-        module: the ``PPNet``.
-        num_prototypes: P.
-        num_classes: K.
-        input_shape: (C, H, W).
-        mean, std: per channel, what model-ready images are normalised by.
-        class_names: K names, or none.
         activation_range: (0, log(1 / epsilon)) for the log activation, (None, 0) for the linear one, else (None, None).
     """
 
@@ -104,22 +91,13 @@ class ProtoPNetModel:
         std: Sequence[float] | None,
         class_names: Sequence[str] | None,
     ) -> None:
-        if not isinstance(module, nn.Module):
-            raise ModelError(expected("model", "an nn.Module", type(module).__name__))
-        self.module = module
+        module = as_module(module)
         vectors: Tensor = module.prototype_vectors  # type: ignore[assignment]
         if vectors.dim() != 4:
             raise ModelError(expected("model.prototype_vectors", "a tensor [P, D, h1, w1]", list(vectors.shape)))
-        self.num_prototypes = len(vectors)
-        self.input_shape = _input_shape(module, input_shape)
-        self.mean = _per_channel("mean", mean, module, IMAGENET_MEAN, self.input_shape[0])
-        self.std = _per_channel("std", std, module, IMAGENET_STD, self.input_shape[0])
+        super().__init__(module, len(vectors), input_shape=input_shape, mean=mean, std=std)
         self.activation_range = _activation_range(module)
-        self.num_classes = len(_last_weight(module))
-        named = getattr(module, "class_names", ()) if class_names is None else class_names
-        self.class_names = tuple(str(name) for name in named)
-        if len(self.class_names) not in (0, self.num_classes):
-            raise InputError(expected("class_names", f"{self.num_classes} names or none", len(self.class_names)))
+        self.name_classes(len(_last_weight(module)), class_names)
         self._selects = True
         self._has_maps = True
 
@@ -158,19 +136,6 @@ class ProtoPNetModel:
         """[P, K], the last layer's weights: what a unit of activation adds to each class's score."""
         return _last_weight(self.module).detach().T.clone()
 
-    def prototype_classes(self) -> Tensor:
-        """[P] int64, the class each prototype was allotted to, or its largest class weight where that is not said."""
-        identity = getattr(self.module, "prototype_class_identity", None)
-        if isinstance(identity, Tensor) and identity.shape == (self.num_prototypes, self.num_classes):
-            return identity.argmax(1).cpu()
-        return self.class_weights().argmax(1).cpu()
-
-    def describe(self, prototype: int) -> str:
-        """``"Cardinal / 3"``: the prototype's class and its index among all prototypes."""
-        check_index("prototype", prototype, self.num_prototypes)
-        k = int(self.prototype_classes()[prototype])
-        return f"{self.class_names[k] if self.class_names else f'class {k}'} / {prototype}"
-
     def _distances(self, images: Tensor) -> Tensor:
         """[B, P, h, w], what ``push_forward`` gives second: squared L2 distances, if this is a PPNet."""
         distances: Tensor = self.module.push_forward(images)[1]  # type: ignore[operator]
@@ -195,8 +160,7 @@ class ProtoPNetModel:
             ModelError: they do not follow.
         """
         vectors: Tensor = self.module.prototype_vectors  # type: ignore[assignment]
-        generator = torch.Generator().manual_seed(seed)
-        images = torch.randn((_PROOF_IMAGES, *self.input_shape), generator=generator).to(vectors)
+        images = random_images(vectors, _PROOF_IMAGES, self.input_shape, seed)
         try:
             logits = self.logits(images)
             distances = self._distances(images)
@@ -218,7 +182,7 @@ class ProtoPNetModel:
         last: nn.Module = self.module.last_layer  # type: ignore[assignment]
         activations = self._similarity(_nearest(distances))
         recomputed = last(activations)
-        if not _agree(recomputed, logits):
+        if not agree(recomputed, logits):
             gap = float((recomputed - logits).abs().max()) if recomputed.shape == logits.shape else math.nan
             came = f"a largest difference of {gap:.3g}{_diagnosis(last, distances, logits)}"
             wanted = "logits that are last_layer(activations recomputed from distances)"
@@ -232,14 +196,14 @@ class ProtoPNetModel:
         rows = torch.arange(pairs, device=images.device) % _PROOF_IMAGES
         try:
             features = self.module.conv_features(images)  # type: ignore[operator]
-            self._selects = _agree(self._selected(features[rows], prototypes), activations[rows, prototypes])
+            self._selects = agree(self._selected(features[rows], prototypes), activations[rows, prototypes])
         except (AttributeError, RuntimeError, IndexError):  # a fork's own distance or activation function
             self._selects = False
         if not self._selects:
             _log.info("%s: distances of its own; one prototype costs as much as all", type(self.module).__name__)
 
     def _prove_maps(self, distances: Tensor, activations: Tensor) -> None:
-        self._has_maps = _agree(self._similarity(distances).flatten(2).amax(2), activations)
+        self._has_maps = agree(self._similarity(distances).flatten(2).amax(2), activations)
         if not self._has_maps:
             warnings.warn(
                 "similarity maps dropped: their maxima are not the prototypes' activations (the activation function "
@@ -253,22 +217,12 @@ def _nearest(distances: Tensor) -> Tensor:
     return distances.flatten(2).min(2).values
 
 
-def _agree(a: Tensor, b: Tensor) -> bool:
-    """Equal but for rounding. Accelerators may multiply float32 at lower precision (TF32), hence their tolerance."""
-    if a.shape != b.shape:
-        return False
-    loose = a.dtype in (torch.float16, torch.bfloat16) or a.device.type != "cpu"
-    tolerance = 2e-2 if loose else 1e-9 if a.dtype == torch.float64 else 1e-4
-    scale = max(1.0, float(b.abs().max()))
-    return bool((a - b).abs().max() <= tolerance * scale)  # False on NaN
-
-
 def _diagnosis(last: nn.Module, distances: Tensor, logits: Tensor) -> str:
     """What the second output of ``push_forward`` is instead, where that can be told."""
     flat = distances.flatten(2)
-    if _agree(last(flat.amax(2)), logits):
+    if agree(last(flat.amax(2)), logits):
         return "; push_forward's second output is a similarity (its maximum gives the logits), not a distance"
-    if _agree(last(-flat.amin(2)), logits):
+    if agree(last(-flat.amin(2)), logits):
         return "; push_forward's second output is a negative similarity, which the logits use as it is"
     return "; push_forward's second output is not what the logits are made of"
 
@@ -280,30 +234,6 @@ def _last_weight(module: nn.Module) -> Tensor:
         came = list(weight.shape) if isinstance(weight, Tensor) else weight
         raise ModelError(expected("model.last_layer.weight", f"a tensor [K, {prototypes}]", came))
     return weight
-
-
-def _input_shape(module: nn.Module, given: Sequence[int] | None) -> tuple[int, ...]:
-    if given is None:
-        size = getattr(module, "img_size", None)
-        if size is None:
-            raise InputError(expected("input_shape", "(C, H, W), since the model has no img_size", None))
-        first = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
-        pair = (size, size) if isinstance(size, int) else tuple(size)
-        given = (3 if first is None else first.in_channels, *pair)
-    shape = tuple(int(s) for s in given)
-    if len(shape) != 3 or min(shape) < 1:
-        raise InputError(expected("input_shape", "(C, H, W)", shape))
-    return shape
-
-
-def _per_channel(
-    name: str, given: Sequence[float] | None, module: nn.Module, default: Sequence[float], channels: int
-) -> tuple[float, ...]:
-    values = getattr(module, name, default) if given is None else given
-    values = tuple(float(v) for v in values)
-    if len(values) != channels:
-        raise InputError(expected(name, f"{channels} values, one per input channel", len(values)))
-    return values
 
 
 def _activation_range(module: nn.Module) -> tuple[float | None, float | None]:

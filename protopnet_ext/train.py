@@ -12,57 +12,18 @@ Chen et al., "This looks like that: deep learning for interpretable image recogn
 from __future__ import annotations
 
 import argparse
-import copy
-import json
 import os
-import sys
-import time
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
-import torch
-from tqdm import tqdm
-
-from protomask.checkpoint import Description, PrototypeSource, save_checkpoint
-from protomask.data import open_dataset
+from protomask.checkpoint import Description
 from protomask.data.sample import Dataset
-from protomask.errors import InputError, expected
-from protomask.files import prepare_output, write_text
-from protomask.localisers import make_localiser
+from protomask.training import train as training
+from protomask.training.train import Recipe, TrainResult
 
-from .backbones import has_identity_statistics, load_weights
-from .batches import Pictures, in_order, read_pictures
-from .model import ProtoPNet, build
+from .model import build
 from .settings import TrainSettings, add_train_arguments, settings_of
-from .stages import Entry, Run, Step, schedule
-from .state import file_digest, fingerprint, load_state, save_state
+from .stages import Run
 
 __all__ = ["TrainResult", "TrainSettings", "add_train_arguments", "fit", "train"]
-
-LOG = "train.jsonl"
-_DATA_OPTIONS = ("root", "crop", "count", "scene", "classes", "species")
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a run ended with.
-
-    Attributes:
-        folder: the checkpoint, which :func:`protomask.checkpoint.load_checkpoint` reads.
-        test_accuracy, train_accuracy: in [0, 1], on images that are not augmented.
-        history: one entry per step, as in ``train.jsonl``.
-    """
-
-    folder: Path
-    test_accuracy: float
-    train_accuracy: float
-    history: tuple[Entry, ...]
-
-    def summary(self) -> str:
-        """One line."""
-        return f"test accuracy {self.test_accuracy:.4f}, train {self.train_accuracy:.4f}: {self.folder}"
 
 
 def train(args: argparse.Namespace) -> None:
@@ -74,236 +35,16 @@ def train(args: argparse.Namespace) -> None:
         CheckpointError: the weights do not fit.
         ResourceError: the folder cannot be written.
     """
-    settings = settings_of(args)
-    out = prepare_output(args.out)
-    options = {name: getattr(args, name) for name in _DATA_OPTIONS if getattr(args, name, None) is not None}
-    train_set, test_set = (
-        open_dataset(args.data, split=split, size=settings.size, seed=settings.seed, **options)
-        for split in ("train", "test")
-    )
-    result = fit(settings, train_set, test_set, out)
-    tqdm.write(result.summary())
+    training.train_command(_RECIPE, settings_of(args), args)
 
 
 def fit(settings: TrainSettings, train: Dataset, test: Dataset, out: str | os.PathLike[str]) -> TrainResult:
-    """Train, or go on with, the run in ``out``; at the end a checkpoint lies there.
-
-    Beside the checkpoint: ``train-state.pt``, ``train.jsonl`` (a line per step), ``prototypes/{j}.png`` (the image each
-    prototype was taken from, at the model's size) and ``prototypes/regions.json``.
-
-    Raises:
-        InputError: other settings or data than the run in ``out`` began with, or train and test differ in classes.
-        DataError: a data set is empty or hands out samples of another size.
-        CheckpointError: weights or state cannot be read.
-        ResourceError: ``out`` cannot be written.
-    """
-    folder = prepare_output(Path(out))
-    if tuple(train.class_names) != tuple(test.class_names):
-        raise InputError(expected("test.class_names", f"those of train, {list(train.class_names)}", test.class_names))
-    description = _describe(settings, train)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(settings.seed)
-        model, frozen_norm = _initial(settings, description)
-        pictures = [_read(data, settings) for data in (train, test)]
-        identity = _identity(settings, train, pictures[0])
-        run = Run(settings, model, pictures[0], pictures[1], folder, frozen_norm, _watch(settings.progress))
-        return _carry_out(run, identity, description, train.name)
-
-
-def _carry_out(run: Run, identity: dict[str, Any], description: Description, data_name: str) -> TrainResult:
-    steps = schedule(run.settings)
-    history = _resume(run, identity)
-    if run.settings.progress:
-        _say(_forecast(run, steps, len(history)))
-    for number in range(len(history), len(steps)):
-        history.append(_timed(run, steps[number], number, last=number == len(steps) - 1))
-        # The last layer's epochs take a moment, the file may take longer: they are begun again together.
-        if [step.kind for step in steps[number : number + 2]] != ["last", "last"]:
-            save_state(run.folder, identity, _state(run, history))
-        _write_log(run.folder, history)
-    return _finish(run, history, description, data_name)
-
-
-def _timed(run: Run, step: Step, number: int, *, last: bool) -> Entry:
-    torch.manual_seed(_step_seed(run.settings.seed, number))  # for a backbone with dropout; restored by fit
-    start = time.perf_counter()
-    entry = run.do(step, number)
-    if last or _is_tested(step, run.settings):
-        entry["test_accuracy"] = run.accuracy()
-    seconds = round(time.perf_counter() - start, 3)
-    entry = {"step": number + 1, "stage": step.kind, "epoch": step.epoch, **entry, "seconds": seconds}
-    if run.settings.progress:
-        _say(_line(entry))
-    return entry
-
-
-def _is_tested(step: Step, settings: TrainSettings) -> bool:
-    if not settings.test_every or step.kind == "locate":
-        return False
-    return step.kind == "push" or step.epoch % settings.test_every == 0
+    """Train, or go on with, the run in ``out``; :func:`protomask.training.train.fit` says what then lies there."""
+    return training.fit(_RECIPE, settings, train, test, out)
 
 
 def _describe(settings: TrainSettings, data: Dataset) -> Description:
-    classes = len(data.class_names)
-    return Description(
-        family="protopnet",
-        backbone=settings.backbone,
-        prototype_shape=(settings.prototypes_per_class * classes, settings.prototype_depth, 1, 1),
-        num_classes=classes,
-        activation=settings.activation,
-        add_on=settings.add_on,
-        mean=settings.mean,
-        std=settings.std,
-        size=settings.size,
-        crop=settings.crop,
-        class_names=tuple(str(name) for name in data.class_names),
-    )
+    return Description(family="protopnet", activation=settings.activation, **training.base_description(settings, data))
 
 
-def _initial(settings: TrainSettings, description: Description) -> tuple[ProtoPNet, bool]:
-    """The model before training, and whether its backbone's batch norm keeps its statistics."""
-    model = build(description)
-    folded = False
-    if settings.weights is not None:
-        load_weights(model.features, settings.weights)
-        folded = has_identity_statistics(model.features)
-    frozen = settings.batch_norm == "eval" or (settings.batch_norm == "auto" and folded)
-    if frozen and settings.batch_norm == "auto" and settings.progress:
-        _say("batch norm was folded into these weights: the backbone's stays in evaluation mode (--batch-norm train)")
-    return model.to(_device(settings.device)).to(memory_format=torch.channels_last), frozen
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(expected("device", "auto, or a device that this PyTorch can use", repr(name))) from error
-    return device
-
-
-def _read(data: Dataset, settings: TrainSettings) -> Pictures:
-    watch = _watch(settings.progress)
-    return read_pictures(data, settings.size, lambda indices: watch(indices, f"read {data.name}", len(indices)))
-
-
-def _identity(settings: TrainSettings, data: Dataset, pictures: Pictures) -> dict[str, Any]:
-    weights = None if settings.weights is None else file_digest(settings.weights)
-    names = [str(name) for name in data.class_names]
-    return {**settings.identity(), "weights": weights, "class_names": names, "training images": fingerprint(pictures)}
-
-
-def _resume(run: Run, identity: dict[str, Any]) -> list[Entry]:
-    state = load_state(run.folder, identity)
-    if state is None:
-        return []
-    run.model.load_state_dict(state["model"])
-    for name, optimiser in run.optimisers.items():
-        optimiser.load_state_dict(state["optimisers"][name])
-    run.scheduler.load_state_dict(state["scheduler"])
-    run.sources = tuple(PrototypeSource(**source) for source in state["sources"])
-    history: list[Entry] = state["history"]
-    return history
-
-
-def _state(run: Run, history: list[Entry]) -> dict[str, Any]:
-    return {
-        "model": run.model.state_dict(),
-        "optimisers": {name: optimiser.state_dict() for name, optimiser in run.optimisers.items()},
-        "scheduler": run.scheduler.state_dict(),
-        "sources": [asdict(source) for source in run.sources],
-        "history": history,
-    }
-
-
-def _finish(run: Run, history: list[Entry], description: Description, data_name: str) -> TrainResult:
-    test, train = run.accuracy("test"), run.accuracy("train")
-    extra = {
-        "training": {**asdict(run.settings), "weights": run.settings.weights and Path(run.settings.weights).name},
-        "frozen_batch_norm": run.frozen_norm,
-        "data": {"name": data_name, "train": len(run.train), "test": len(run.test)},
-        "test_accuracy": test,
-        "train_accuracy": train,
-        "torch": torch.__version__,
-    }
-    final = {**vars(description), "prototypes": run.sources, "extra": extra}
-    save_checkpoint(run.folder, run.model.eval(), Description(**final))
-    return TrainResult(run.folder, test, train, tuple(history))
-
-
-def _write_log(folder: Path, history: list[Entry]) -> None:
-    text = "".join(json.dumps(entry) + "\n" for entry in history)
-    write_text(folder / LOG, text)
-
-
-def _step_seed(seed: int, number: int) -> int:
-    return seed * 1_000_003 + number
-
-
-def _forecast(run: Run, steps: tuple[Step, ...], done: int) -> str:
-    """What the rest of a run will cost, from a few batches on a copy of the model."""
-    left = [step.kind for step in steps[done:]]
-    # The last layer's tests need no pass: what it is fed is known by then.
-    tested = 1 + sum(step.kind != "last" and _is_tested(step, run.settings) for step in steps[done:])
-    if not left:
-        return f"nothing left to do in {run.folder}"
-    seconds = _measure(run)
-    train_batches, test_batches = (len(in_order(len(p), run.settings.batch)) for p in (run.train, run.test))
-    once = train_batches * seconds["push"]
-    parts = {
-        "warm-up": left.count("warm") * train_batches * seconds["warm"],
-        "joint": left.count("joint") * train_batches * seconds["joint"],
-        "push and last layer": left.count("push") * 2 * once + (once if left[0] == "last" else 0),
-        "tests": tested * test_batches * seconds["push"],
-    }
-    if "locate" in left:
-        passes = make_localiser("mdm", {}).passes * run.model.num_prototypes
-        parts["regions"] = passes * seconds["joint"] / run.settings.batch
-    told = ", ".join(f"{name} {_minutes(value)}" for name, value in parts.items() if value)
-    joint = f"{seconds['joint']:.2f} s per joint batch of {run.settings.batch}"
-    start = f"resuming after step {done} of {len(steps)}: " if done else ""
-    return f"{start}about {_minutes(sum(parts.values()))} on {run.device} ({joint}; {told})"
-
-
-def _measure(run: Run) -> dict[str, float]:
-    """Seconds per batch of each kind, the faster of two, on copies that are thrown away."""
-    trial = Run(run.settings, copy.deepcopy(run.model), run.train, run.test, run.folder, run.frozen_norm, run.watch)
-    group = in_order(len(run.train), run.settings.batch)[:1]
-    seconds: dict[str, float] = {}
-    for kind in ("push", "warm", "joint"):
-        trial._train_mode(kind)
-        for _ in range(2):
-            start = time.perf_counter()
-            for images, labels in trial._batches(run.train, group, 0, trial.augment if kind != "push" else None):
-                if kind == "push":
-                    with torch.no_grad():
-                        float(trial.model.eval()(images)[0].sum())
-                else:
-                    trial.step(kind, images, labels)
-            seconds[kind] = min(seconds.get(kind, float("inf")), time.perf_counter() - start)
-    return seconds
-
-
-def _minutes(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _line(entry: Entry) -> str:
-    shown = {k: f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in entry.items()}
-    head = f"{shown.pop('step'):>4}  {shown.pop('stage'):<6} {shown.pop('epoch'):>3}"
-    return head + "".join(f"  {name} {value}" for name, value in shown.items())
-
-
-def _say(line: str) -> None:
-    tqdm.write(line, file=sys.stderr)
-
-
-def _watch(progress: bool) -> Any:
-    def watch(items: Iterable[Any], name: str, total: int) -> Iterator[Any]:
-        return iter(tqdm(items, desc=name, total=total, disable=not progress, leave=False))
-
-    return watch
+_RECIPE = Recipe(_describe, build, Run)

@@ -177,7 +177,18 @@ def test_methods_and_metrics_are_listed_with_a_sentence(capsys: pytest.CaptureFi
     assert list(METRICS) == names.split()
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["locate"], ["evaluate"], ["train"], ["train", "protopnet"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["demo"],
+        ["locate"],
+        ["evaluate"],
+        ["train"],
+        ["train", "protopnet"],
+        ["train", "xprotonet"],
+    ],
+)
 def test_help_teaches(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])

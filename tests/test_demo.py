@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import cv2
@@ -89,6 +90,25 @@ def test_the_demo_writes_what_it_promises(tmp_path: Path, capsys: pytest.Capture
     page = (tmp_path / "report.html").read_text()
     assert "This looks like that" in page
     assert not re.search(r"(src|href)=.(?!data:|#)", page)
+
+
+def test_two_models_stand_next_to_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(load_model(DEMO).folder, other)  # type: ignore[arg-type]
+    out = tmp_path / "out"
+    arguments = ["demo", "--out", str(out), "--pairs", "1", "--quiet", "--model", DEMO]
+    assert main([*arguments, "--model", str(other)]) == 0
+    said = capsys.readouterr().out
+    assert f"{DEMO} mdm" in said
+    assert "other upsampling" in said
+    assert set(read_scores(out / "scores.json")) == {DEMO, "other"}
+    assert set(read_scores(out / "other" / "scores.json")) == {"other"}
+    assert "Wrong versus right: other" in (out / "report.html").read_text()
+    for name in ("report.html", "regions.json", "wrong-versus-right.png"):
+        assert (out / name).is_file()
+        assert (out / "other" / name).is_file()
+    assert main([*arguments, "--model", DEMO]) == 2
+    assert "--model: expected each model once" in capsys.readouterr().err
 
 
 def test_locate_on_the_demo_model_shows_sources(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from protomask.errors import InputError, ModelError
 from protomask.model import class_prototypes, contract
-from protopnet_ext import matches, wrap
+from protopnet_ext.adapter import matches, wrap
 from tests.ppnet import PPNet, ppnet
 
 
@@ -236,52 +235,11 @@ def test_maps_that_do_not_pool_are_dropped_with_a_warning() -> None:
     assert torch.allclose(wrapped.logits(images()), wrapped.module.last_layer(wrapped.activations(images())))
 
 
-@pytest.mark.parametrize("kind", [PPNet, Crashing, Unrelated])
-def test_the_model_comes_back_as_it_came(kind: type[PPNet]) -> None:
-    model = made(kind).train()
-    model.features[1].eval()
-    model.features[0].weight.requires_grad_(False)
-    model.last_layer.weight.grad = torch.ones_like(model.last_layer.weight)
-    calls: list[int] = []
-    model.add_on_layers.register_forward_hook(lambda *_: calls.append(1))
-    before = copy.deepcopy(model.state_dict())
-    modes = [m.training for m in model.modules()]
-    flags = [p.requires_grad for p in model.parameters()]
-    torch.manual_seed(3)
-    random = torch.get_rng_state()
-    if kind is PPNet:
-        wrap(model)
-    else:
-        with pytest.raises(ModelError):
-            wrap(model)
-    assert [m.training for m in model.modules()] == modes
-    assert [p.requires_grad for p in model.parameters()] == flags
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert len(model.add_on_layers._forward_hooks) == 1
-    assert model.last_layer.weight.grad.sum() == model.last_layer.weight.numel()
-    assert all(p.grad is None for n, p in model.named_parameters() if n != "last_layer.weight")
-    assert torch.equal(torch.get_rng_state(), random)
-
-
 def test_no_ppnet() -> None:
     for other in (nn.Linear(2, 2), object(), None):
         assert not matches(other)
         with pytest.raises(ModelError, match="model: expected a PPNet"):
             wrap(other)
-
-
-def test_wrong_arguments() -> None:
-    model = ppnet()
-    with pytest.raises(InputError, match="class_names: expected 3 names or none, got 2"):
-        wrap(model, class_names=["a", "b"])
-    with pytest.raises(InputError, match="mean: expected 3 values"):
-        wrap(model, mean=[0.5])
-    with pytest.raises(InputError, match=r"input_shape: expected \(C, H, W\)"):
-        wrap(model, input_shape=(32, 32))
-    del model.img_size
-    with pytest.raises(InputError, match="no img_size"):
-        wrap(model)
-    assert wrap(model, input_shape=(3, 48, 32)).input_shape == (3, 48, 32)
 
 
 def test_a_last_layer_that_does_not_fit() -> None:

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from protomask import checkpoint as checkpoints
 from protomask.checkpoint import Description, load_checkpoint, save_checkpoint
 from protomask.errors import CheckpointError, InputError
-from protopnet_ext import FAMILY, ProtoPNet, build, wrap
-from protopnet_ext.backbones import (
+from protomask.training.backbones import (
     BACKBONES,
     build_features,
     feature_channels,
@@ -27,6 +26,7 @@ from protopnet_ext.backbones import (
     load_weights,
     receptive_field,
 )
+from protopnet_ext import FAMILY, ProtoPNet, build, wrap
 from tests.ppnet import PPNet
 
 SHAPE = (6, 16, 1, 1)

@@ -22,15 +22,17 @@ from protomask.data import Planted
 from protomask.data.sample import Geometry, Sample
 from protomask.errors import CheckpointError, DataError, InputError, ResourceError
 from protomask.store import read_regions
+from protomask.training.backbones import build_features
+from protomask.training.batches import Chain, Erase, Warp, batches, in_order, read_pictures, shuffled
+from protomask.training.schedule import Step, one_cycle, schedule
+from protomask.training.settings import parse_size
 from protopnet_ext import FAMILY, ProtoPNet, TrainSettings, fit
-from protopnet_ext.backbones import build_features
-from protopnet_ext.batches import Chain, Erase, Warp, batches, in_order, read_pictures, shuffled
 from protopnet_ext.losses import costs, foreign_l1
 from protopnet_ext.push import nearest_patches, push
-from protopnet_ext.settings import parse_size, settings_of
-from protopnet_ext.stages import Run, Step, one_cycle, schedule
+from protopnet_ext.settings import settings_of
+from protopnet_ext.stages import Run
 
-train_module = importlib.import_module("protopnet_ext.train")  # the package has a function of that name
+train_module = importlib.import_module("protomask.training.train")
 SIZE = (32, 32)
 QUICK = TrainSettings(
     "conv-small",
@@ -195,7 +197,7 @@ def test_workers_change_nothing() -> None:
 
 def test_images_too_many_to_keep_are_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = read_pictures(Colours(), SIZE)
-    monkeypatch.setattr("protopnet_ext.batches._KEPT", 100)
+    monkeypatch.setattr("protomask.training.batches._KEPT", 100)
     data = Colours()
     reread = read_pictures(data, SIZE)
     assert all(np.array_equal(kept.read(i), reread.read(i)) for i in range(24))

@@ -17,12 +17,13 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("errors",),
     ("checks",),
-    ("blur", "files", "activation", "allocator"),
-    ("records", "model", "region", "fills", "masks", "objective", "stack", "data.sample"),
+    ("blur", "files", "pickles", "trusted", "activation", "allocator", "patching"),
+    ("records", "model", "adapting", "region", "fills", "masks", "objective", "stack", "data.sample"),
     ("targets", "engine", "data", "metrics", "visualise"),
+    ("foreign", "layers"),
     ("localisers", "store", "checkpoint"),
-    ("locating",),
-    ("pairs", "loading"),
+    ("locating", "inspection", "conversion"),
+    ("pairs", "loading", "training", "redrawing"),
     ("evaluation",),
     ("gallery",),
     ("commands",),
@@ -88,6 +89,43 @@ def test_the_core_never_imports_an_extension() -> None:
     assert wrong == []
 
 
+EXTENSIONS = ("protopnet_ext", "xprotonet_ext")
+# What both extensions consist of, from the bottom up; what only one of them has may be imported anywhere in it.
+EXTENSION_LAYERS = (("model", "losses"), ("adapter", "settings", "push"), ("stages",), ("train",), ("__init__",))
+
+
+def imports_within(path: Path) -> set[str]:
+    """The sibling modules that a file of an extension imports."""
+    nodes = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.ImportFrom)]
+    return {node.module for node in nodes if node.level == 1 and node.module}
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_extensions_have_the_same_files_and_imports_point_one_way(extension: str) -> None:
+    level = {name: k for k, names in enumerate(EXTENSION_LAYERS) for name in names}
+    files = {path.stem: path for path in (ROOT / extension).glob("*.py")}
+    assert level.keys() <= files.keys()
+    upward = [
+        f"{name} imports {other}"
+        for name, path in files.items()
+        for other in imports_within(path)
+        if level.get(other, 0) > level.get(name, len(level)) or other == name
+    ]
+    assert upward == []
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_no_extension_knows_the_other_or_the_commands(extension: str) -> None:
+    others = (*(e for e in EXTENSIONS if e != extension), "protomask.commands", "protomask.cli")
+    wrong = [
+        f"{path.name} imports {other}"
+        for path in (ROOT / extension).rglob("*.py")
+        for other in imports_of(path)
+        if other.startswith(others)
+    ]
+    assert wrong == []
+
+
 def test_the_version_is_written_once() -> None:
     assert version("protomask") == protomask.__version__
     assert (
@@ -111,5 +149,5 @@ def test_the_public_names() -> None:
 @pytest.mark.parametrize("state", ["torch.random.get_rng_state().sum().item()", "torch.get_num_threads()"])
 def test_importing_changes_nothing(state: str) -> None:
     code = f"import torch; before = {state}; import protomask; assert before == {state}; import sys; "
-    code += "assert 'protopnet_ext' not in sys.modules and 'matplotlib.pyplot' not in sys.modules"
+    code += "assert not {'protopnet_ext', 'xprotonet_ext', 'matplotlib.pyplot'} & set(sys.modules)"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=ROOT)

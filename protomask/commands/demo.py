@@ -1,20 +1,25 @@
-"""``protomask demo``: the shipped reference model on planted scenes, start to finish."""
+"""``protomask demo``: the shipped reference models on planted scenes, start to finish."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from protomask import gallery
-from protomask.commands.common import add_run_options, choose_device, positive
+from protomask.commands.common import add_run_options, choose_device, positive, score_table
 from protomask.commands.evaluate import Kept, evaluate_into
 from protomask.data import Planted
+from protomask.errors import InputError, expected
 from protomask.evaluation import METHODS
 from protomask.files import write_bytes
 from protomask.loading import Loaded, load_model
 from protomask.locating import locate
+from protomask.metrics import Summary
+from protomask.model import families
 from protomask.pairs import tensors
-from protomask.store import prepare_output
+from protomask.store import prepare_output, write_scores
 from protomask.visualise.figures import png_bytes, wrong_versus_right
 from protomask.visualise.report import Picture
 
@@ -22,29 +27,78 @@ SCENES = 200
 EXAMPLES = 4
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What the demo says of one model.
+
+    Attributes:
+        name: of the model.
+        summaries: method -> metric -> mean with its interval.
+        contrast: the picture of wrong versus right regions, a PNG.
+    """
+
+    name: str
+    summaries: Mapping[str, Mapping[str, Summary]]
+    contrast: bytes
+
+
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """``demo`` and its options."""
     parser = commands.add_parser(
         "demo",
         help="the whole way on embedded data, in under two minutes",
-        description="Locate the prototypes of the shipped reference ProtoPNet in planted scenes, by MDM, by upsampling "
-        "and by the controls; score them; draw them. Needs no download.",
+        description="Locate the prototypes of the shipped reference models in planted scenes, by MDM, by upsampling "
+        "and by the controls; score them; draw them. Needs no download. The first model's results lie in --out itself, "
+        "each further model's in a folder of its name there; the report and scores.json of --out tell of all.",
     )
     parser.add_argument("--out", default="protomask-demo", metavar="DIR", help="for results (default: %(default)s)")
-    parser.add_argument("--model", default="demo:protopnet", metavar="MODEL", help="default: %(default)s")
+    parser.add_argument(
+        "--model",
+        action="append",
+        metavar="MODEL",
+        help=f"may be given several times (default: {' and '.join(demo_models())})",
+    )
     parser.add_argument("--pairs", type=positive, default=60, metavar="N", help="pairs to score (default: %(default)s)")
     add_run_options(parser)
     parser.set_defaults(run=run)
 
 
+def demo_models() -> list[str]:
+    """``demo:NAME`` of every installed family that ships a reference model."""
+    return [f"demo:{name}" for name, family in families().items() if family.demo is not None]
+
+
 def run(args: argparse.Namespace) -> None:
-    """Run the demo and write table, scores, regions, pictures and report."""
+    """Run the demo and write tables, scores, regions, pictures and reports."""
     out = prepare_output(args.out)
-    loaded = load_model(args.model, choose_device(args.device))
-    classes = len(loaded.class_names)
-    dataset = Planted("birds", "test", count=SCENES, size=loaded.size[0], classes=classes)
+    names = args.model or demo_models()
+    if len(set(names)) < len(names):
+        raise InputError(expected("--model", "each model once", ", ".join(names)))
+    device = choose_device(args.device)
+    first, *others = [load_model(name, device) for name in names]
+    shown = [_show(prepare_output(out / _folder_name(loaded.name)), loaded, args) for loaded in others]
+    beside = [
+        Picture(f"Wrong versus right: {one.name}", one.contrast, f"The first {EXAMPLES} pairs of {one.name}")
+        for one in shown
+    ]
+    shown = [_show(out, first, args, beside), *shown]
+    write_scores(out / "scores.json", {one.name: one.summaries for one in shown})
+    if others:
+        columns = ("energy", "pointing-game", "iou-best", "box-iou", "deletion", "insertion")
+        rows = {f"{one.name} {method}": values for one in shown for method, values in one.summaries.items()}
+        print(score_table(rows, columns))
+    print(f"open {out / 'report.html'}")
+
+
+def _folder_name(model: str) -> str:
+    return model.removeprefix("demo:").replace(":", "-")
+
+
+def _show(out: Path, loaded: Loaded, args: argparse.Namespace, beside: Sequence[Picture] = ()) -> Shown:
+    """One model: everything that ``protomask evaluate`` writes, and the demo's own pictures."""
+    dataset = Planted("birds", "test", count=SCENES, size=loaded.size[0], classes=len(loaded.class_names))
     extra = explanations(out, loaded, dataset, args.batch)
-    _, kept = evaluate_into(
+    result, kept = evaluate_into(
         out,
         loaded,
         dataset,
@@ -54,12 +108,13 @@ def run(args: argparse.Namespace) -> None:
         seed=args.seed,
         batch=args.batch,
         progress=args.progress,
-        extra=extra,
+        extra=[*beside, *extra],
     )
     path = out / "wrong-versus-right.png"
-    write_bytes(path, contrast_png(dataset, kept))
+    contrast = contrast_png(dataset, kept)
+    write_bytes(path, contrast)
     print(f"pictures: {path}, {out / 'looks-like.png'}, {out / 'bank.png'}, {out / 'panels'}")
-    print(f"open {out / 'report.html'}")
+    return Shown(loaded.name, result.summaries(args.seed), contrast)
 
 
 def explanations(out: Path, loaded: Loaded, dataset: Planted, batch: int) -> list[Picture]:

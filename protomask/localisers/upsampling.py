@@ -56,10 +56,13 @@ def _own_maps(request: Request) -> Tensor:
     return torch.cat([maps for _, maps in found])[order]
 
 
-@register("upsampling", "The model's own similarity map, upsampled as ProtoPNet does (bicubic).")
+@register("upsampling", "The model's own similarity or occurrence map, upsampled as ProtoPNet does (bicubic).")
 @dataclass(frozen=True)
 class Upsampling:
-    """ProtoPNet's picture: ``cv2.resize(similarity, (W, H), interpolation=cv2.INTER_CUBIC)``."""
+    """ProtoPNet's picture: ``cv2.resize(similarity, (W, H), interpolation=cv2.INTER_CUBIC)``.
+
+    For XProtoNet, which has no similarity map, the same of its occurrence map (Kim et al. 2021).
+    """
 
     @property
     def passes(self) -> float:

@@ -11,8 +11,7 @@ import torch
 
 from protomask.errors import CheckpointError, InputError, ResourceError, expected
 from protomask.files import write_with
-
-from .batches import Pictures
+from protomask.training.batches import Pictures
 
 STATE = "train-state.pt"
 _FORMAT = 1

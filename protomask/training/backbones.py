@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from protomask.checks import check_choice
-from protomask.errors import CheckpointError, expected
+from protomask.errors import CheckpointError, InputError, expected
 
 _TORCHVISION = (
     *(f"vgg{depth}{bn}" for depth in (11, 13, 16, 19) for bn in ("", "_bn")),
@@ -41,7 +41,7 @@ _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
 
 
 class Features(nn.Sequential):
-    """The convolutional layers of a backbone; [B, 3, H, W] -> [B, C, h, w]."""
+    """The convolutional layers of a backbone; [B, 3, H, W] (or [B, 1, H, W]) -> [B, C, h, w]."""
 
     def __init__(self, name: str, layers: Mapping[str, nn.Module]) -> None:
         super().__init__(OrderedDict(layers))
@@ -51,13 +51,25 @@ class Features(nn.Sequential):
         return f"{self.name}_features"
 
 
-def build_features(name: str) -> Features:
+def build_features(name: str, channels: int = 3) -> Features:
     """The convolutional layers of one of :data:`BACKBONES`, with torchvision's initial weights.
 
+    With ``channels=1`` the first convolution takes grey images, and its weights are the sums over the three channels:
+    the network computes what the original one does on a grey image in three equal channels.
+
     Raises:
-        InputError: an unknown name.
+        InputError: an unknown name, or another number of channels than 1 or 3.
     """
     check_choice("backbone", name, BACKBONES)
+    if channels not in (1, 3):
+        raise InputError(expected("channels", "1 or 3", channels))
+    features = _build(name)
+    if channels == 1:
+        _make_grey(features)
+    return features
+
+
+def _build(name: str) -> Features:
     if name == "conv-small":
         return Features(name, {"features": _small()})
     net = torchvision.models.get_model(name, weights=None)
@@ -73,7 +85,7 @@ def feature_channels(features: nn.Module) -> int:
     modes = [(m, m.training) for m in features.modules()]
     features.eval()
     with torch.no_grad():
-        channels = features(torch.zeros(1, 3, 64, 64)).shape[1]
+        channels = features(torch.zeros(1, _first(features).in_channels, 64, 64)).shape[1]
     for module, mode in modes:
         module.training = mode
     return int(channels)
@@ -113,7 +125,8 @@ def load_weights(features: nn.Module, path: str | Path) -> None:
     """Fill a backbone from a state dict of the torchvision model: ``torch.save`` or safetensors, any float precision.
 
     ``{"state_dict": ...}`` and ``{"model": ...}`` around it, a ``module.`` prefix and the classifier's own entries are
-    seen through; old files without ``num_batches_tracked`` are taken.
+    seen through; old files without ``num_batches_tracked`` are taken. For a grey backbone the first convolution of an
+    RGB file is summed over its channels (:func:`build_features`).
 
     Raises:
         CheckpointError: the file is missing or corrupt, needs code to load, or does not fit the backbone.
@@ -126,6 +139,9 @@ def load_weights(features: nn.Module, path: str | Path) -> None:
         if names:
             some = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
             raise CheckpointError(expected(str(path), f"weights of {features!r}", f"{len(names)} {problem}: {some}"))
+    first = next(name for name, tensor in wanted.items() if tensor.dim() == 4)
+    if wanted[first].shape[1] == 1 and given[first].dim() == 4:
+        given[first] = given[first].sum(1, keepdim=True)
     for name, tensor in given.items():
         if tensor.shape != wanted[name].shape:
             raise CheckpointError(expected(f"{path}: {name}", f"shape {list(wanted[name].shape)}", list(tensor.shape)))
@@ -156,6 +172,16 @@ def _read(path: Path) -> dict[str, Tensor]:
 def _names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     prefix = "module." if state and all(k.startswith("module.") for k in state) else ""
     return {_OLD_DENSENET.sub(r"\1\2.", k[len(prefix) :]): v for k, v in state.items()}
+
+
+def _first(features: nn.Module) -> nn.Conv2d:
+    return next(m for m in features.modules() if isinstance(m, nn.Conv2d))
+
+
+def _make_grey(features: nn.Module) -> None:
+    first = _first(features)
+    first.weight = nn.Parameter(first.weight.detach().sum(1, keepdim=True))
+    first.in_channels = 1
 
 
 def _small() -> nn.Sequential:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from protomask.data.sample import Dataset, Geometry, to_tensor
+from protomask.data.sample import Dataset, Geometry, Sample, to_tensor
 from protomask.errors import DataError, expected
 
 Augment = Callable[[np.ndarray, int], np.ndarray]
@@ -31,7 +31,7 @@ class Pictures:
     """What training needs of a data set's N samples.
 
     Attributes:
-        labels: [N] int64.
+        labels: [N] int64; where an image may be of several classes, [N, K] float32, 1 where it is of the class.
         image_ids: N names.
         geometries: N ways back to the files' pixels.
         read: the image [H, W, 3] uint8 of an index.
@@ -46,13 +46,21 @@ class Pictures:
         return len(self.labels)
 
 
-def read_pictures(data: Dataset, size: tuple[int, int], watch: Callable[[range], Iterator[int]] = iter) -> Pictures:
+def read_pictures(
+    data: Dataset,
+    size: tuple[int, int],
+    watch: Callable[[range], Iterator[int]] = iter,
+    *,
+    multi_label: bool = False,
+) -> Pictures:
     """Read every sample once; images are kept where they fit into 2 GiB.
 
     Args:
         data: the data set.
         size: (height, width) that its samples must have.
         watch: wraps the indices, for a progress bar.
+        multi_label: an image may be of several classes or none: those of the sample's ``labels`` [K] bool, or its
+            ``label`` alone where it has none.
 
     Raises:
         DataError: no sample, a sample of another size, or a label without a class name.
@@ -64,17 +72,33 @@ def read_pictures(data: Dataset, size: tuple[int, int], watch: Callable[[range],
         sample = data[index]
         if sample.image.shape[:2] != tuple(size):
             raise DataError(expected(f"{sample.image_id}: size", str(tuple(size)), sample.image.shape[:2]))
-        if not 0 <= sample.label < len(data.class_names):
-            wanted = f"a class index in 0 .. {len(data.class_names) - 1}"
-            raise DataError(expected(f"{sample.image_id}: label", wanted, sample.label))
-        about.append((sample.label, sample.image_id, sample.geometry))
+        classes = _classes(sample, multi_label)
+        for label in classes:
+            if not 0 <= label < len(data.class_names):
+                wanted = f"a class index in 0 .. {len(data.class_names) - 1}"
+                raise DataError(expected(f"{sample.image_id}: label", wanted, label))
+        about.append((classes, sample.image_id, sample.geometry))
         if keep:
             kept.append(sample.image)
     if not about:
         raise DataError(expected(data.name, "at least one sample", "none"))
-    labels, image_ids, geometries = zip(*about, strict=True)
+    classes_of, image_ids, geometries = zip(*about, strict=True)
     read = _Reader(data, kept if keep else None)
-    return Pictures(np.array(labels, dtype=np.int64), image_ids, geometries, read)
+    return Pictures(_labels(classes_of, len(data.class_names), multi_label), image_ids, geometries, read)
+
+
+def _classes(sample: Sample, multi_label: bool) -> tuple[int, ...]:
+    many = getattr(sample, "labels", None) if multi_label else None
+    return (sample.label,) if many is None else tuple(int(k) for k in np.flatnonzero(many))
+
+
+def _labels(classes_of: Sequence[tuple[int, ...]], count: int, multi_label: bool) -> np.ndarray:
+    if not multi_label:
+        return np.array([classes[0] for classes in classes_of], dtype=np.int64)
+    labels = np.zeros((len(classes_of), count), dtype=np.float32)
+    for row, classes in enumerate(classes_of):
+        labels[row, list(classes)] = 1
+    return labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +133,7 @@ def batches(
     seed: Sequence[int] = (0,),
     workers: int = 0,
 ) -> Iterator[Batch]:
-    """Model-ready batches (images [B, 3, H, W], labels [B] int64), one for each group of indices.
+    """Model-ready batches (images [B, C, H, W], labels [B] int64 or [B, K] float32), one for each group of indices.
 
     Args:
         pictures: where images come from.

@@ -1,0 +1,58 @@
+"""Training an XProtoNet, resumable: ``protomask train xprotonet``, or :func:`fit` from Python.
+
+Stages: warm-up of all but the backbone and the last layer, joint training with cluster, separation, area and
+transformation costs, push, last layer with L1, and the prototypes' regions by MDM. After every epoch
+``train-state.pt`` is written; the same settings in the same folder go on from there and, on a CPU with the same number
+of threads, end with the same weights. ::
+
+    fit(TrainSettings("resnet18", mean=(0.5,), std=(0.25,)), train, test, "out")  # grey images
+
+Kim, Kim, Seo, Yoon, "XProtoNet: diagnosis in chest radiography with global and local explanations", CVPR 2021.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from protomask.checkpoint import Description
+from protomask.data.sample import Dataset
+from protomask.training import train as training
+from protomask.training.train import Recipe, TrainResult
+
+from .model import build
+from .settings import TrainSettings, add_train_arguments, settings_of
+from .stages import Run, initial_strength
+
+__all__ = ["TrainResult", "TrainSettings", "add_train_arguments", "fit", "train"]
+
+
+def train(args: argparse.Namespace) -> None:
+    """``protomask train xprotonet``, with the options of :func:`add_train_arguments` and data, root, crop and out.
+
+    Raises:
+        InputError: an option out of range, or other settings than the run in the folder began with.
+        DataError: the data's files are missing or malformed.
+        CheckpointError: the weights do not fit.
+        ResourceError: the folder cannot be written.
+    """
+    training.train_command(_RECIPE, settings_of(args), args)
+
+
+def fit(settings: TrainSettings, train: Dataset, test: Dataset, out: str | os.PathLike[str]) -> TrainResult:
+    """Train, or go on with, the run in ``out``; :func:`protomask.training.train.fit` says what then lies there."""
+    return training.fit(_RECIPE, settings, train, test, out)
+
+
+def _describe(settings: TrainSettings, data: Dataset) -> Description:
+    base = training.base_description(settings, data)
+    return Description(family="xprotonet", activation="cosine", multi_label=settings.is_multi_label(), **base)
+
+
+def _run(settings: TrainSettings, model: Any, *rest: Any) -> Run:
+    initial_strength(model, settings.strength)  # a state that is resumed from is loaded over it
+    return Run(settings, model, *rest)
+
+
+_RECIPE = Recipe(_describe, build, _run)
