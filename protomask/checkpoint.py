@@ -1,4 +1,4 @@
-"""Checkpoints: a folder with ``model.safetensors`` and ``model.json``. No code runs on loading.
+"""Checkpoints: a folder with ``model.safetensors`` and ``model.json``. No code runs on loading, foreign files included.
 
 The JSON file is a :class:`Description`; the family it names rebuilds the module, and the tensors are checked one by one
 before they go in. A module may keep tensors outside its state dict (ProtoPNet's class identity is one) and have them
@@ -26,9 +26,11 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from protomask.checks import check_choice, check_count, check_number
-from protomask.errors import CheckpointError, InputError, ProtomaskError, expected
+from protomask.errors import CheckpointError, InputError, ModelError, ProtomaskError, expected
 from protomask.files import write_bytes, write_text
-from protomask.model import IMAGENET_MEAN, IMAGENET_STD, Family, PrototypeModel, families
+from protomask.foreign import Foreign, Layout, Stated, check_harmless, read_foreign
+from protomask.model import IMAGENET_MEAN, IMAGENET_STD, Family, PrototypeModel, families, wrap
+from protomask.trusted import load_trusted
 
 FORMAT_VERSION = 1
 TENSORS = "model.safetensors"
@@ -152,13 +154,13 @@ class Checkpoint:
     Attributes:
         model: the module behind the contract.
         module: the module itself, in evaluation mode, on the CPU.
-        description: what ``model.json`` says.
+        description: what ``model.json`` says, or what a foreign file implies; None for a module that ran its own code.
         folder: where it was read from; ``description.prototypes[j].file`` is relative to it.
     """
 
     model: PrototypeModel
     module: nn.Module
-    description: Description
+    description: Description | None
     folder: Path
 
 
@@ -209,15 +211,43 @@ def read_description(folder: str | os.PathLike[str]) -> Description:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def load_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
-    """The checkpoint in ``folder``, on the CPU, in float32 and evaluation mode.
+def load_checkpoint(path: str | os.PathLike[str], *, stated: Stated | None = None, trust: bool = False) -> Checkpoint:
+    """The checkpoint at ``path``, on the CPU, in float32 and evaluation mode.
+
+    A folder is one of ours. A file is a foreign checkpoint: a state dict, a dict that holds one, or a whole module, by
+    ``torch.save`` or as safetensors. It is read without running anything (:mod:`protomask.foreign`) and taken into the
+    reference model of the family that recognises it.
+
+    Args:
+        path: a folder of ours, or a foreign file.
+        stated: what the user says about a foreign file.
+        trust: whether a foreign file that cannot be had otherwise may run its own code (:func:`protomask.trusted`).
 
     Raises:
-        CheckpointError: a file is missing, truncated or of another format (a pickle, say), the description is wrong or
-            names a family that is not installed, or a tensor is missing, unexpected, of another shape or not finite.
+        CheckpointError: a file is missing, truncated or of another format, the description is wrong or names a family
+            that is not installed, or a tensor is missing, unexpected, of another shape or not finite; a foreign file is
+            of no family's form, or lacks what only the user can say, or needs code.
         ModelError: the family's adapter refuses the module.
     """
-    folder = Path(folder)
+    path = Path(path)
+    if not path.is_file():
+        return _load_folder(path)
+    try:
+        return _load_foreign(path, stated or Stated())
+    except (CheckpointError, ModelError) as error:
+        if not trust:
+            raise
+        return _load_trusted(path, error)
+
+
+def recognise(foreign: Foreign) -> tuple[Family, Layout] | None:
+    """The installed family whose form a foreign checkpoint has, and what it reads in it; one that can take it first."""
+    read = [(family, family.recognise(foreign)) for family in families().values() if family.recognise is not None]
+    known: list[tuple[Family, Layout]] = [(family, layout) for family, layout in read if layout is not None]
+    return min(known, key=lambda pair: bool(pair[1].refused), default=None)
+
+
+def _load_folder(folder: Path) -> Checkpoint:
     description = read_description(folder)
     family = _family(folder, description)
     path = _member(folder, TENSORS)
@@ -227,6 +257,29 @@ def load_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     _fill(path, module, tensors)
     module.eval()
     return Checkpoint(family.wrap(module), module, description, folder)
+
+
+def _load_trusted(path: Path, reason: Exception) -> Checkpoint:
+    try:
+        module = load_trusted(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{reason}; nor by its own code: {error}") from error
+    return Checkpoint(wrap(module), module, None, path.parent)
+
+
+def _load_foreign(path: Path, stated: Stated) -> Checkpoint:
+    foreign = read_foreign(path, key=stated.key)
+    check_harmless(foreign)
+    known = recognise(foreign)
+    if known is None or known[0].adopt is None:
+        some = ", ".join(list(foreign.tensors)[:3])
+        wanted = f"a model of a known family ({', '.join(families())})"
+        raise CheckpointError(expected(str(path), wanted, f"a {foreign.kind} with {some}, ..."))
+    description, tensors = known[0].adopt(foreign, known[1], stated)
+    module = _build(path, known[0], description)
+    _fill(path, module, tensors)
+    module.eval()
+    return Checkpoint(known[0].wrap(module), module, description, path.parent)
 
 
 def _member(folder: Path, name: str) -> Path:
@@ -263,7 +316,8 @@ def _build(folder: Path, family: Family, description: Description) -> nn.Module:
             return family.build(description)
     except (ProtomaskError, ValueError, RuntimeError) as error:
         wanted = f"a {family.name} model that can be built"
-        raise CheckpointError(expected(str(folder / DESCRIPTION), wanted, error)) from error
+        where = folder if folder.is_file() else folder / DESCRIPTION
+        raise CheckpointError(expected(str(where), wanted, error)) from error
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

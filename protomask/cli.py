@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from protomask import __version__
 from protomask.allocator import keep_memory
-from protomask.commands import demo, evaluate, listing, locate, train
+from protomask.commands import convert, demo, evaluate, inspect, listing, locate, train
 from protomask.errors import ProtomaskError
 
 DESCRIPTION = """Where prototype networks really look.
@@ -32,11 +32,13 @@ def parser() -> argparse.ArgumentParser:
     locate.add_parser(commands)
     evaluate.add_parser(commands)
     train.add_parser(commands)
-    for name, run, text in (
+    inspect.add_parser(commands)
+    convert.add_parser(commands)
+    for name, listed, text in (
         ("methods", listing.methods, "list the localisation methods"),
         ("metrics", listing.metrics, "list the metrics"),
     ):
-        commands.add_parser(name, help=text, description=text.capitalize() + ".").set_defaults(run=run)
+        commands.add_parser(name, help=text, description=text.capitalize() + ".").set_defaults(run=listed)
     return top
 
 

@@ -1,4 +1,4 @@
-"""MODEL on the command line: a checkpoint folder, ``demo:NAME``, or ``package.module:factory``."""
+"""MODEL on the command line: a checkpoint folder or file, ``demo:NAME``, or ``package.module:factory``."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import numpy as np
 from protomask.checkpoint import Description, load_checkpoint
 from protomask.data import Dataset, Sample
 from protomask.data.images import read_image
-from protomask.errors import CheckpointError, DataError, InputError, expected
+from protomask.errors import DataError, InputError, expected
+from protomask.foreign import Stated
 from protomask.model import Contract, contract, families
 
-FORMS = "a checkpoint folder, demo:NAME or package.module:factory"
+FORMS = "a checkpoint folder or file, demo:NAME or package.module:factory"
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,16 +56,18 @@ class Loaded:
         return read_image(self.folder / stored.file), stored.box
 
 
-def load_model(text: str, device: str = "cpu", size: tuple[int, int] | None = None) -> Loaded:
+def load_model(text: str, device: str = "cpu", size: tuple[int, int] | None = None, *, trust: bool = False) -> Loaded:
     """The model that MODEL names, on a device.
 
     ``package.module:factory`` imports your module (the working directory is searched first) and calls the factory
-    without arguments: your code, run because you named it. Nothing else runs code.
+    without arguments: your code, run because you named it. Nothing else runs code, foreign checkpoints included, unless
+    they are trusted.
 
     Args:
         text: MODEL.
         device: a torch device, such as ``"cpu"`` or ``"cuda:0"``.
         size: (height, width) for a model that does not tell its input's size.
+        trust: whether a foreign checkpoint that cannot be read as data may run its own code.
 
     Raises:
         InputError: not one of the forms, or no input size.
@@ -76,8 +79,8 @@ def load_model(text: str, device: str = "cpu", size: tuple[int, int] | None = No
     path = Path(text)
     if path.is_dir():
         return _checkpoint(path, path.name or text, device)
-    if path.exists():
-        raise CheckpointError(expected("MODEL", FORMS, f"the file {text}"))
+    if path.is_file():
+        return _checkpoint(path, path.stem, device, size, trust=trust)
     if ":" in text:
         return _made(text, device, size)
     raise InputError(expected("MODEL", FORMS, f"{text!r}, which does not exist"))
@@ -90,19 +93,15 @@ def _demo(name: str) -> Path:
     return demos[name]
 
 
-def _checkpoint(folder: Path, name: str, device: str) -> Loaded:
-    loaded = load_checkpoint(folder)
+def _checkpoint(
+    path: Path, name: str, device: str, size: tuple[int, int] | None = None, *, trust: bool = False
+) -> Loaded:
+    loaded = load_checkpoint(path, stated=Stated(size=size), trust=trust)
     loaded.module.to(device)
-    description = loaded.description
-    return Loaded(
-        name,
-        contract(loaded.model),
-        description.size,
-        description.crop,
-        description.class_names,
-        description,
-        Path(folder),
-    )
+    model, description = contract(loaded.model), loaded.description
+    if description is None:
+        return _sized(name, model, size)
+    return Loaded(name, model, description.size, description.crop, description.class_names, description, loaded.folder)
 
 
 def _made(text: str, device: str, size: tuple[int, int] | None) -> Loaded:
@@ -116,11 +115,15 @@ def _made(text: str, device: str, size: tuple[int, int] | None) -> Loaded:
     model = contract(factory())
     if model.module is not None:
         model.module.to(device)
+    return _sized(factory_name, model, size)
+
+
+def _sized(name: str, model: Contract, size: tuple[int, int] | None) -> Loaded:
     if model.input_shape is not None:
         size = (model.input_shape[-2], model.input_shape[-1])
     if size is None:
         raise InputError(expected("--size", "the input's height and width, since the model does not tell", None))
-    return Loaded(factory_name, model, size, class_names=tuple(getattr(model.source, "class_names", ())))
+    return Loaded(name, model, size, class_names=tuple(getattr(model.source, "class_names", ())))
 
 
 @dataclass(frozen=True, eq=False)

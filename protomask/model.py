@@ -157,6 +157,10 @@ class Family:
         add_train_arguments: adds the family's own options to the parser of ``protomask train NAME``.
         train: runs the training that those options describe.
         demo: the folder of the small reference model that ships with the package, or None.
+        recognise: what a foreign checkpoint's names and shapes imply (:class:`protomask.foreign.Foreign` ->
+            :class:`protomask.foreign.Layout`), or None where they are not of this family's.
+        adopt: the description and the tensors of the reference model that a recognised checkpoint becomes
+            (Foreign, Layout, :class:`protomask.foreign.Stated` -> Description, tensors); raises CheckpointError.
     """
 
     name: str
@@ -166,6 +170,8 @@ class Family:
     add_train_arguments: Callable[[argparse.ArgumentParser], None]
     train: Callable[[argparse.Namespace], None]
     demo: Path | None = None
+    recognise: Callable[[Any], Any] | None = None
+    adopt: Callable[[Any, Any, Any], tuple[Any, dict[str, Tensor]]] | None = None
 
 
 def families() -> dict[str, Family]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from protomask.model import Family
 
 from .adapter import ProtoPNetModel, matches, wrap
+from .foreign import adopt, recognise
 from .model import ProtoPNet, build
 from .train import TrainSettings, add_train_arguments, fit, train
 
@@ -20,6 +21,8 @@ FAMILY = Family(
     add_train_arguments=add_train_arguments,
     train=train,
     demo=_DEMO if _DEMO.is_dir() else None,
+    recognise=recognise,
+    adopt=adopt,
 )
 
 __all__ = [

@@ -130,7 +130,10 @@ def test_a_folder_of_other_classes_is_refused(folder: Path, tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["locate", "nowhere", "IMAGES"], "MODEL: expected a checkpoint folder, demo:NAME or package.module:factory"),
+        (
+            ["locate", "nowhere", "IMAGES"],
+            "MODEL: expected a checkpoint folder or file, demo:NAME or package.module:factory",
+        ),
         (["locate", "demo:lime", "IMAGES"], "MODEL: expected one of demo:"),
         (["locate", "tests.toys:missing", "IMAGES"], "MODEL: expected .* has no attribute 'missing'"),
         (["locate", MODEL, "nothing.jpg"], "nothing.jpg"),

@@ -20,7 +20,10 @@ from protomask.loading import Loaded, with_labels_of
 from protomask.metrics import METRICS, Summary
 from protomask.model import untouched
 
-MODEL_HELP = "a checkpoint folder, package.module:factory, or demo:protopnet, the shipped reference model"
+MODEL_HELP = (
+    "a checkpoint folder, a foreign checkpoint file (see `protomask inspect`), package.module:factory, or "
+    "demo:protopnet, the shipped reference model"
+)
 DIRECTIONS = {name: 1 if metric.higher_is_better else -1 for name, metric in METRICS.items()}
 
 
@@ -35,6 +38,15 @@ def add_run_options(parser: argparse.ArgumentParser, batch: int = 32) -> None:
         "--batch", type=positive, default=batch, metavar="N", help="images in one network pass (default: %(default)s)"
     )
     add_quiet(group)
+
+
+def add_trust(parser: argparse._ActionsContainer) -> None:
+    """``--trust``, for commands that take a foreign checkpoint."""
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="let a foreign checkpoint that cannot be read as data run its own code (default: nothing in it runs)",
+    )
 
 
 def add_quiet(group: argparse._ActionsContainer) -> None:

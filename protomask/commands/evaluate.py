@@ -16,6 +16,7 @@ from protomask.commands.common import (
     MODEL_HELP,
     add_evaluation_data_options,
     add_run_options,
+    add_trust,
     choose_device,
     dataset_for,
     positive,
@@ -58,6 +59,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "  protomask evaluate runs/cub --data cub --root CUB_200_2011 --methods mdm,upsampling,random --out scores",
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    add_trust(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="where results go")
     parser.add_argument("--methods", metavar="A,B,C", help=f"see `protomask methods` (default: {','.join(METHODS)})")
     parser.add_argument(
@@ -75,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     out = prepare_output(args.out)
     methods = default_methods(args.data) if args.methods is None else tuple(args.methods.split(","))
     check_methods(methods)
-    loaded = load_model(args.model, choose_device(args.device), args.size)
+    loaded = load_model(args.model, choose_device(args.device), args.size, trust=args.trust)
     dataset = dataset_for(args, loaded)
     evaluate_into(
         out, loaded, dataset, methods, pairs=args.pairs, panels=args.panels, seed=args.seed, batch=args.batch,

@@ -14,6 +14,7 @@ from protomask import gallery
 from protomask.commands.common import (
     MODEL_HELP,
     add_run_options,
+    add_trust,
     choose_device,
     seconds_per_pass,
     size_option,
@@ -51,6 +52,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "  protomask locate mypackage.models:load photos/ --set steps=50 --out found",
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    add_trust(parser)
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="an image file, or a folder of them")
     parser.add_argument("--out", required=True, metavar="DIR", help="where results go")
     parser.add_argument("--method", default="mdm", choices=tuple(LOCALISERS), metavar="METHOD",
@@ -89,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
     if beside is not None:
         resolve_method(beside)
     paths = _paths(args.images)
-    loaded = load_model(args.model, args.device, args.size)
+    loaded = load_model(args.model, args.device, args.size, trust=args.trust)
     check_targets(args.targets, loaded.model, 1)
     _say_cost(args, loaded, localiser.passes, len(paths))
     results = _Results()

@@ -1,0 +1,230 @@
+"""What a checkpoint is, told without executing anything in it: ``inspect_checkpoint("model.pth")``."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from protomask.checkpoint import TENSORS, Description, read_description, recognise
+from protomask.errors import CheckpointError, expected
+from protomask.foreign import MODULE, Foreign, Layout, check_harmless, parameter_count, read_foreign, verdict
+from protomask.pickles import Inert, printable
+
+OURS = "protomask checkpoint"
+VERDICTS = {
+    "data": "rebuilt by our own reader",
+    "class": "a class of torch, torchvision or numpy, or a plain value: a stand-in here",
+    "code": "torch.load would import and run it; a stand-in here",
+    "refused": "a call that no model needs",
+}
+_SHOWN = 200  # characters of an attribute
+
+
+@dataclass(frozen=True)
+class Use:
+    """A global that a pickle names: ``name``, its ``verdict`` (a key of :data:`VERDICTS`), and how it is used."""
+
+    name: str
+    verdict: str
+    how: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a checkpoint is.
+
+    Attributes:
+        path: file or folder.
+        size: bytes.
+        form: ``"folder"``, ``"zip"``, ``"legacy"``, ``"pickle"`` or ``"safetensors"``.
+        kind: ``"protomask checkpoint"``, ``"state dict"``, ``"module"`` or ``"other"``.
+        keys: under which keys of wrapping dicts the weights lie.
+        prefix: what all names begin with, such as ``"module."`` of DataParallel.
+        class_name: of a module.
+        globals: what its pickle names.
+        tensors: how many.
+        parameters: elements of floating-point tensors but batch norm's statistics.
+        dtypes: tensors by dtype.
+        layout: what the names and shapes imply; None where no family knows them.
+        attributes: a module's plain attributes, as short texts.
+        loads: whether ``load_checkpoint`` takes it as it is: ``"yes"``, or why not.
+    """
+
+    path: str
+    size: int
+    form: str
+    kind: str
+    keys: tuple[str, ...] = ()
+    prefix: str = ""
+    class_name: str = ""
+    globals: tuple[Use, ...] = ()
+    tensors: int = 0
+    parameters: int = 0
+    dtypes: Mapping[str, int] = field(default_factory=dict)
+    layout: Layout | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    loads: str = "yes"
+
+
+def inspect_checkpoint(path: str | os.PathLike[str], *, key: str | None = None) -> Inspection:
+    """What the checkpoint at ``path`` is: a folder of ours, or any file; nothing in it runs, no tensor is read.
+
+    Args:
+        path: a folder or a file.
+        key: of a wrapping dict, where several of its entries hold weights.
+
+    Raises:
+        CheckpointError: nothing there, or a folder that is no checkpoint of ours.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(expected("checkpoint", f"a folder or a file at {path}", "neither"))
+    if path.is_dir():
+        return _ours(path)
+    foreign = read_foreign(path, key=key, data=False)
+    known = recognise(foreign) if foreign.tensors else None
+    layout = None if known is None else known[1]
+    return Inspection(
+        str(path),
+        path.stat().st_size,
+        foreign.form,
+        foreign.kind,
+        foreign.keys,
+        foreign.prefix,
+        foreign.class_name,
+        tuple(Use(str(n), verdict(n, how), tuple(sorted(how))) for n, how in foreign.uses.items()),
+        len(foreign.tensors),
+        parameter_count(foreign.tensors),
+        dict(Counter(str(t.dtype).removeprefix("torch.") for t in foreign.tensors.values())),
+        layout,
+        {name: shown(value) for name, value in foreign.attributes.items() if name != "features"},
+        _whether(foreign, layout),
+    )
+
+
+def _whether(foreign: Foreign, layout: Layout | None) -> str:
+    try:
+        check_harmless(foreign)
+    except CheckpointError as error:
+        return f"no: {error}"
+    if layout is None:
+        return "no: no installed family knows its names" + (", or only with trust" if foreign.kind == MODULE else "")
+    if layout.refused:
+        return f"no: {layout.refused}" + (" (with trust it runs its own)" if foreign.kind == MODULE else "")
+    missing = [] if len(layout.backbones) == 1 else ["the backbone"]
+    missing += [] if layout.has_classes else ["each prototype's class (bb.npy, or prototypes per class)"]
+    return f"when told {' and '.join(missing)}" if missing else "yes"
+
+
+def _ours(folder: Path) -> Inspection:
+    description = read_description(folder)
+    path = folder / TENSORS
+    try:
+        with safe_open(path, framework="pt") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            shapes = {name: (part.get_shape(), str(part.get_dtype())) for name, part in parts.items()}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(expected(str(path), "a whole safetensors file", error)) from error
+    statistics = ("running_mean", "running_var", "prototype_class_identity")
+    counted = [s for n, (s, d) in shapes.items() if "F" in d and n.rpartition(".")[2] not in statistics]
+    return Inspection(
+        str(folder),
+        path.stat().st_size,
+        "folder",
+        OURS,
+        tensors=len(shapes),
+        parameters=sum(math.prod(shape) for shape in counted),
+        dtypes=dict(Counter(dtype for _, dtype in shapes.values())),
+        layout=_layout(description),
+        attributes={"size": str(description.size), "activation": description.activation},
+    )
+
+
+def _layout(description: Description) -> Layout:
+    return Layout(
+        description.family,
+        description.family,
+        backbones=(description.backbone,),
+        add_on=description.add_on,
+        prototype_shape=description.prototype_shape,
+        num_classes=description.num_classes,
+        has_classes=True,
+    )
+
+
+def shown(value: Any) -> str:
+    """A short text of an attribute; tensors by shape, stand-ins by class."""
+    if isinstance(value, Inert):
+        return f"an object of {value.origin}"
+    if isinstance(value, Tensor):
+        return f"tensor {list(value.shape)}, {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, int) and not _plain(value):
+        return "a huge number"
+    return printable(repr(value), _SHOWN) if _plain(value) or _flat(value) else f"a {type(value).__name__}"
+
+
+def _flat(value: Any) -> bool:
+    listed = isinstance(value, (list, tuple)) and len(value) <= 16
+    return listed and all(_plain(v) for v in value)
+
+
+def _plain(value: Any) -> bool:
+    # Python refuses to write out numbers of thousands of digits.
+    short = isinstance(value, int) and value.bit_length() < _SHOWN
+    return value is None or short or isinstance(value, (float, str))
+
+
+def as_json(found: Inspection) -> str:
+    """The record as a JSON object."""
+    values = {name: getattr(found, name) for name in found.__dataclass_fields__}
+    values["globals"] = [vars(use) for use in found.globals]
+    values["layout"] = None if found.layout is None else vars(found.layout)
+    return json.dumps(values, indent=2, default=dict) + "\n"
+
+
+def as_text(found: Inspection) -> str:
+    """The record as lines to read."""
+    where = f", under {' / '.join(found.keys)}" if found.keys else ""
+    lines = [f"{found.path}: {found.kind}{where} ({found.form}, {found.size:,} bytes)"]
+    if found.class_name:
+        lines.append(f"class: {found.class_name}")
+    if found.prefix:
+        lines.append(f"prefix: {found.prefix} (taken off)")
+    if found.tensors:
+        kinds = ", ".join(f"{count} {dtype}" for dtype, count in found.dtypes.items())
+        lines.append(f"tensors: {found.tensors} ({kinds}), {found.parameters:,} parameters")
+    lines += _layout_lines(found.layout)
+    lines += [f"  {name} = {value}" for name, value in found.attributes.items()]
+    for name, meaning in VERDICTS.items():
+        named = [use for use in found.globals if use.verdict == name]
+        if named:
+            lines += [f"globals, {meaning}:", *sorted(_use_line(use) for use in named)]
+    lines.append(f"loads: {found.loads}")
+    return "\n".join(lines)
+
+
+def _use_line(use: Use) -> str:
+    return f"  {use.name}" + (" (called)" if "called" in use.how else "")
+
+
+def _layout_lines(layout: Layout | None) -> list[str]:
+    if layout is None:
+        return []
+    backbone = " or ".join(layout.backbones) or "not recognised"
+    add_on = f", add-on {layout.add_on}" if layout.add_on else ""
+    lines = [f"architecture: {layout.name}, backbone {backbone}{add_on}"]
+    if layout.prototype_shape:
+        lines.append(f"prototypes: {list(layout.prototype_shape)}, {layout.num_classes or 'unknown'} classes")
+    return lines + [f"note: {note}" for note in layout.notes]
+
+
+__all__ = ["OURS", "VERDICTS", "Inspection", "Use", "as_json", "as_text", "inspect_checkpoint", "shown"]

@@ -1,0 +1,10 @@
+"""Pickles read as data: tensors and plain values come out, everything else as an inert record, and nothing runs."""
+
+from __future__ import annotations
+
+from protomask.pickles.inert import Global, Inert, printable
+from protomask.pickles.machine import PickleError
+from protomask.pickles.reading import FORMS, Pickled, read_pickled
+from protomask.pickles.rebuild import ALLOWED
+
+__all__ = ["ALLOWED", "FORMS", "Global", "Inert", "PickleError", "Pickled", "printable", "read_pickled"]
