@@ -105,6 +105,7 @@ def run(args: argparse.Namespace) -> tuple[list[Evaluation], list[Dataset]]:
                 pairs=args.pairs,
                 seed=args.seed,
                 batch=args.batch,
+                clear_parts=args.clear_parts,
                 progress=args.progress,
             )
         )
@@ -132,6 +133,7 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--pairs", type=positive, default=200, help="per model")
     parser.add_argument("--out", required=True)
+    parser.add_argument("--clear-parts", action="store_true", help="only pairs with a clear causal part")
     add_evaluation_data_options(parser)
     add_run_options(parser)
     args = parser.parse_args()

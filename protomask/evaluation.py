@@ -93,6 +93,7 @@ def evaluate(
     seed: int = 0,
     batch: int = 32,
     fill: str = SCORING_FILL,
+    clear_parts: bool = False,
     progress: bool = False,
     seen: Seen | None = None,
 ) -> Evaluation:
@@ -106,6 +107,8 @@ def evaluate(
         seed: of the pairs and of everything drawn.
         batch: images in one network pass.
         fill: the scoring fill; ``"mean"`` (zero after normalisation) by protocol.
+        clear_parts: score only pairs with a clear causal part, as is always done where parts have pixel masks. Where
+            they are points, few pairs have one: this way the part metrics get as many as the data holds.
         progress: show progress bars on standard error.
         seen: called with every chunk, for pictures and files; keep what you need, the maps are not stored.
 
@@ -115,7 +118,7 @@ def evaluate(
     known = contract(model)
     localisers = dict(_named(methods))
     with tqdm(total=pairs, desc="pairs", unit="pair", disable=not progress) as bar:
-        drawn = draw_pairs(known, dataset, pairs, seed=seed, batch=batch, progress=bar.update)
+        drawn = draw_pairs(known, dataset, pairs, seed=seed, batch=batch, clear=clear_parts, progress=bar.update)
     scores: dict[str, list[dict[str, torch.Tensor]]] = {name: [] for name in localisers}
     fills: dict[str, str] = {}
     with tqdm(total=len(drawn.pairs) * len(localisers), desc="locate + score", unit="map", disable=not progress) as bar:

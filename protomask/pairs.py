@@ -77,14 +77,16 @@ def draw_pairs(
     seed: int = 0,
     batch: int = 32,
     shown: int = SHOWN,
+    clear: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> PairSet:
     """``count`` seeded pairs, images first: every image gives one pair before any gives a second.
 
     Only an own-class prototype that is among the image's ``shown`` most activated of all classes makes a pair.
 
-    Where parts have pixel masks, only pairs with a clear causal part count, and drawing goes on until there are
-    ``count`` of them or every image has been tried with every prototype of its class. Elsewhere every pair counts.
+    Where parts have pixel masks, or where ``clear`` says so, only pairs with a clear causal part count, and drawing
+    goes on until there are ``count`` of them or every image has been tried with every prototype of its class.
+    Elsewhere every pair counts.
 
     Raises:
         InputError: no pair could be drawn.
@@ -98,10 +100,10 @@ def draw_pairs(
         for group in _batched(candidates, max(1, batch // 4)):
             kind, found = _look(model, dataset, group, shown, batch)
             before = len(kept)
-            for pair in found[: _until(found, kind, count - before)]:
+            for pair in found[: _until(found, clear or kind == "part", count - before)]:
                 drawn += 1
                 qualified += pair.part >= 0
-                if kind != "part" or pair.part >= 0:
+                if pair.part >= 0 or not (clear or kind == "part"):
                     kept.append(pair)
             if progress is not None:
                 progress(len(kept) - before)
@@ -112,9 +114,9 @@ def draw_pairs(
     return PairSet(tuple(kept), drawn, qualified, kind)
 
 
-def _until(found: list[Pair], kind: str, wanted: int) -> int:
+def _until(found: list[Pair], clear: bool, wanted: int) -> int:
     """How many of ``found`` are looked at before ``wanted`` of them count."""
-    counting = [row for row, pair in enumerate(found) if kind != "part" or pair.part >= 0]
+    counting = [row for row, pair in enumerate(found) if pair.part >= 0 or not clear]
     return len(found) if len(counting) < wanted else counting[wanted - 1] + 1
 
 

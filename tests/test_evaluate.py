@@ -42,6 +42,11 @@ def test_a_pair_without_a_clear_part_is_left_out_where_parts_are_the_truth() -> 
     with_points = draw_pairs(contract(both), BlockScenes(masks=False), 9)
     assert [pair.part for pair in with_points.pairs if pair.prototype == 0] == [-1] * 3
     assert len(with_points.pairs) == 9
+    clear = draw_pairs(contract(both), BlockScenes(masks=False), 9, clear=True)
+    assert [(p.index, p.prototype) for p in clear.pairs] == [
+        (p.index, p.prototype) for p in with_points.pairs if p.prototype
+    ]
+    assert (clear.drawn, clear.qualified, clear.kind) == (9, 6, with_points.kind)
 
 
 def test_no_pair_is_an_error() -> None:

@@ -65,6 +65,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--pairs", type=positive, default=200, metavar="N", help="pairs to score (default: %(default)s)"
     )
+    parser.add_argument(
+        "--clear-parts",
+        action="store_true",
+        help="score only pairs with a clear causal part (always so where parts have masks)",
+    )
     parser.add_argument("--panels", type=int, default=12, metavar="N", help="pairs to draw (default: %(default)s)")
     parser.add_argument("--size", type=size_option, metavar="HxW", help="input size, for a model that does not tell it")
     add_evaluation_data_options(parser)
@@ -80,8 +85,16 @@ def run(args: argparse.Namespace) -> None:
     loaded = load_model(args.model, choose_device(args.device), args.size, trust=args.trust)
     dataset = dataset_for(args, loaded)
     evaluate_into(
-        out, loaded, dataset, methods, pairs=args.pairs, panels=args.panels, seed=args.seed, batch=args.batch,
+        out,
+        loaded,
+        dataset,
+        methods,
+        pairs=args.pairs,
+        panels=args.panels,
+        seed=args.seed,
+        batch=args.batch,
         progress=args.progress,
+        clear_parts=args.clear_parts,
     )  # fmt: skip
 
 
@@ -128,6 +141,7 @@ def evaluate_into(
     seed: int,
     batch: int,
     progress: bool,
+    clear_parts: bool = False,
     extra: Sequence[Picture] = (),
 ) -> tuple[Evaluation, Kept]:
     """Evaluate ``methods`` and write everything into ``out``; also what ``protomask demo`` runs.
@@ -142,12 +156,21 @@ def evaluate_into(
         seed: of everything drawn.
         batch: images in one network pass.
         progress: show progress bars.
+        clear_parts: score only pairs with a clear causal part.
         extra: pictures to put into the report before the panels.
     """
     _say_cost(loaded, methods, pairs, batch)
     kept = Kept(panels)
     result = evaluate(
-        loaded.model, dataset, methods, pairs=pairs, seed=seed, batch=batch, progress=progress, seen=kept.see
+        loaded.model,
+        dataset,
+        methods,
+        pairs=pairs,
+        seed=seed,
+        batch=batch,
+        clear_parts=clear_parts,
+        progress=progress,
+        seen=kept.see,
     )
     summaries = result.summaries(seed)
     print(describe_pairs(result))
