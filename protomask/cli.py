@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from protomask import __version__
 from protomask.allocator import keep_memory
-from protomask.commands import convert, demo, evaluate, inspect, listing, locate, train
+from protomask.commands import convert, demo, evaluate, inspect, listing, locate, run, train
 from protomask.errors import ProtomaskError
 
 DESCRIPTION = """Where prototype networks really look.
@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_parser(commands)
     inspect.add_parser(commands)
     convert.add_parser(commands)
+    run.add_parser(commands)
     for name, listed, text in (
         ("methods", listing.methods, "list the localisation methods"),
         ("metrics", listing.metrics, "list the metrics"),

@@ -161,6 +161,7 @@ class Family:
             :class:`protomask.foreign.Layout`), or None where they are not of this family's.
         adopt: the description and the tensors of the reference model that a recognised checkpoint becomes
             (Foreign, Layout, :class:`protomask.foreign.Stated` -> Description, tensors); raises CheckpointError.
+        patch: patches the family's code bases (method, its settings and ``say`` -> :class:`protomask.patching.Patch`).
     """
 
     name: str
@@ -172,6 +173,7 @@ class Family:
     demo: Path | None = None
     recognise: Callable[[Any], Any] | None = None
     adopt: Callable[[Any, Any, Any], tuple[Any, dict[str, Tensor]]] | None = None
+    patch: Callable[..., Any] | None = None
 
 
 def families() -> dict[str, Family]:

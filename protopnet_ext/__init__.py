@@ -6,9 +6,11 @@ from pathlib import Path
 
 from protomask.model import Family
 
-from .adapter import ProtoPNetModel, matches, wrap
+from .adapter import ProtoPNetModel
+from .descendants import matches, wrap
 from .foreign import adopt, recognise
 from .model import ProtoPNet, build
+from .patching import patch
 from .train import TrainSettings, add_train_arguments, fit, train
 
 _DEMO = Path(__file__).parent / "demo"
@@ -23,6 +25,7 @@ FAMILY = Family(
     demo=_DEMO if _DEMO.is_dir() else None,
     recognise=recognise,
     adopt=adopt,
+    patch=patch,
 )
 
 __all__ = [
@@ -33,6 +36,7 @@ __all__ = [
     "build",
     "fit",
     "matches",
+    "patch",
     "train",
     "wrap",
 ]

@@ -8,6 +8,7 @@ from protomask.model import Family
 
 from .adapter import XProtoNetModel, matches, wrap
 from .model import XProtoNet, build
+from .patch import patch
 from .train import TrainSettings, add_train_arguments, fit, train
 
 _DEMO = Path(__file__).parent / "demo"
@@ -19,6 +20,7 @@ FAMILY = Family(
     build=build,
     add_train_arguments=add_train_arguments,
     train=train,
+    patch=patch,
     demo=_DEMO if _DEMO.is_dir() else None,
 )
 
@@ -30,6 +32,7 @@ __all__ = [
     "build",
     "fit",
     "matches",
+    "patch",
     "train",
     "wrap",
 ]

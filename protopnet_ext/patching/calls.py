@@ -1,0 +1,27 @@
+"""Reading other people's calls: arguments by name, and the model inside ``DataParallel``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from protomask.adapting import unwrapped
+
+
+def arguments_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """A call's arguments by name, defaults filled in; what does not fit raises TypeError, as the call itself would."""
+    call = inspect.signature(function).bind(*args, **kwargs)
+    call.apply_defaults()
+    return dict(call.arguments)
+
+
+def module_inside(network: Any) -> nn.Module:
+    """The model that code calls ``network.module``, or the network itself."""
+    inner = unwrapped(network)
+    inner = getattr(inner, "module", inner)
+    if not isinstance(inner, nn.Module):
+        raise TypeError(f"expected an nn.Module, got {type(inner).__name__}")
+    return inner

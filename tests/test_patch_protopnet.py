@@ -1,0 +1,472 @@
+"""ProtoPNet code, patched and not: the same files, the same numbers, other regions."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cv2
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import protomask
+import protopnet_ext
+from protomask.errors import InputError
+from protopnet_ext.patching.pictures import Pictures
+
+from .patching_tools import (
+    PROBE,
+    Loader,
+    files,
+    network,
+    normalise,
+    probe,
+    randomness,
+    region_bounds,
+    repository,
+    same_objects,
+    state,
+)
+
+PREFIXES = {
+    "prototype_img_filename_prefix": "prototype-img",
+    "prototype_self_act_filename_prefix": "prototype-self-act",
+    "proto_bound_boxes_filename_prefix": "bb",
+}
+
+
+@pytest.fixture(autouse=True)
+def _probe() -> Iterator[None]:
+    with probe():
+        yield
+
+
+def push(out: Path, net: nn.DataParallel[Any], **options: Any) -> list[str]:
+    """Push as upstream's training script does; the log."""
+    log: list[str] = []
+    module: ModuleType = importlib.import_module("push")
+    module.push_prototypes(
+        Loader(),
+        prototype_network_parallel=net,
+        preprocess_input_function=normalise,
+        root_dir_for_saving_prototypes=str(out),
+        epoch_number=10,
+        log=log.append,
+        **PREFIXES | options,
+    )
+    return log
+
+
+def located_boxes(net: nn.DataParallel[Any], bounds: np.ndarray) -> np.ndarray:
+    """The second route: locate each prototype in the image that the bounds file names; top, bottom, left, right."""
+    images = normalise(Loader().pictures)
+    targets = [(int(row[0]), j) for j, row in enumerate(bounds)]
+    found = protomask.locate(protopnet_ext.wrap(net), images, targets, **PROBE)
+    assert found.located.all()
+    return region_bounds(found.maps)
+
+
+def test_push_keeps_everything_but_the_regions(tmp_path: Path) -> None:
+    nets = network(), network()
+    with repository("protopnet"):
+        log = push(tmp_path / "plain", nets[0])
+        with protopnet_ext.patch(say=None, **PROBE) as handle:
+            patched_log = push(tmp_path / "patched", nets[1])
+    plain, patched = files(tmp_path / "plain"), files(tmp_path / "patched")
+    assert plain.keys() == patched.keys()
+    assert log == patched_log
+    for a, b in zip(nets[0].state_dict().values(), nets[1].state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+    differing = {name for name in plain if plain[name] != patched[name]}
+    kinds = {"".join(c for c in Path(name).stem if not c.isdigit()) for name in differing}
+    regions = {"bb", "prototype-img"}
+    overlays = {"prototype-img-original_with_self_act", "prototype-img-receptive_field_with_self_act"}
+    assert kinds == regions | overlays
+
+    bounds = [np.load(tmp_path / which / "epoch-10" / "bb10.npy") for which in ("plain", "patched")]
+    assert bounds[0].dtype == bounds[1].dtype
+    assert bounds[0].shape == bounds[1].shape == (6, 6)
+    assert np.array_equal(bounds[0][:, [0, 5]], bounds[1][:, [0, 5]])
+    assert np.array_equal(bounds[1][:, 1:5], located_boxes(nets[1], bounds[1]))
+    assert handle.report.drawn == {"push": 6} == handle.report.replaced
+
+
+def test_push_pictures_show_the_new_region(tmp_path: Path) -> None:
+    net = network()
+    with repository("protopnet"), protopnet_ext.patch(say=None, **PROBE):
+        push(tmp_path, net)
+    folder = tmp_path / "epoch-10"
+    for j, (image, top, bottom, left, right, _) in enumerate(np.load(folder / "bb10.npy")):
+        shown = matplotlib.image.imread(folder / f"prototype-img{j}.png")[..., :3]
+        crop = Loader().pictures[image].permute(1, 2, 0).numpy()[top:bottom, left:right]
+        assert shown.shape == crop.shape
+        assert np.abs(shown - crop).max() <= 1 / 255
+        original, overlay = (
+            matplotlib.image.imread(folder / f"prototype-img-original{kind}{j}.png")[..., :3]
+            for kind in ("", "_with_self_act")
+        )
+        levels = _levels((overlay - 0.5 * original) / 0.3)
+        peak = np.unravel_index(levels.argmax(), levels.shape)
+        assert top <= peak[0] < bottom
+        assert left <= peak[1] < right
+
+
+def _levels(colours: np.ndarray) -> np.ndarray:
+    """Jet colours [H, W, 3] RGB as levels 0 .. 255, by the nearest entry of OpenCV's own table."""
+    table = cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_JET).reshape(256, 3)[:, ::-1] / 255
+    levels: np.ndarray = np.square(colours[..., None, :] - table).sum(-1).argmin(-1)
+    return levels
+
+
+def test_push_locates_each_prototype_once(tmp_path: Path) -> None:
+    improvements = []
+    with repository("protopnet"), protopnet_ext.patch(say=None, **PROBE) as handle:
+        helpers = importlib.import_module("helpers")
+        counted = helpers.find_high_activation_crop
+        helpers.find_high_activation_crop = lambda *a: improvements.append(1) or counted(*a)
+        push(tmp_path, network())
+    assert len(improvements) > 6, "the stand-in's images improve no prototype twice, so this test shows nothing"
+    assert handle.report.located == 6
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"root_dir_for_saving_prototypes": None},
+        {"proto_bound_boxes_filename_prefix": None},
+        {"prototype_img_filename_prefix": "other"},
+    ],
+)
+def test_push_with_less_to_write(tmp_path: Path, options: dict[str, Any]) -> None:
+    module_options = {**PREFIXES, "root_dir_for_saving_prototypes": str(tmp_path), **options}
+    with repository("protopnet"), protopnet_ext.patch(say=None, **PROBE) as handle:
+        importlib.import_module("push").push_prototypes(
+            Loader(), network(), preprocess_input_function=normalise, epoch_number=1, log=str, **module_options
+        )
+    nothing = options.get("root_dir_for_saving_prototypes", "") is None
+    assert handle.report.drawn == ({} if nothing else {"push": 6})
+    assert handle.report.located == (0 if nothing else 6)
+
+
+def test_what_upstream_computes_is_untouched(tmp_path: Path) -> None:
+    net = network()
+    net.module.features[0].weight.requires_grad_(False)
+    net.module.last_layer.weight.grad = torch.ones_like(net.module.last_layer.weight)
+    flags = [p.requires_grad for p in net.parameters()]
+    settings = torch.backends.cudnn.benchmark, torch.is_grad_enabled(), torch.get_default_dtype()
+    with repository("protopnet"), protopnet_ext.patch(say=None, **PROBE):
+        before = randomness()
+        push(tmp_path, net)
+        assert randomness() == before
+    assert [p.requires_grad for p in net.parameters()] == flags
+    assert [p.grad is not None for p in net.parameters()].count(True) == 1
+    assert not any(m.training for m in net.modules())
+    assert (torch.backends.cudnn.benchmark, torch.is_grad_enabled(), torch.get_default_dtype()) == settings
+
+
+def find(out: Path, net: nn.DataParallel[Any], *, save: bool = True) -> np.ndarray:
+    labels: np.ndarray = importlib.import_module("find_nearest").find_k_nearest_patches_to_prototypes(
+        Loader(), net, k=2, preprocess_input_function=normalise, full_save=save, root_dir_for_saving_images=str(out)
+    )
+    return labels
+
+
+def test_nearest_patches_are_all_replaced(tmp_path: Path) -> None:
+    net = network()
+    with repository("protopnet"):
+        labels = find(tmp_path / "plain", net)
+        with protopnet_ext.patch(say=None, **PROBE) as handle:
+            patched_labels = find(tmp_path / "patched", net)
+    plain, patched = files(tmp_path / "plain"), files(tmp_path / "patched")
+    assert plain.keys() == patched.keys()
+    assert np.array_equal(labels, patched_labels)
+    differing = {name for name in plain if plain[name] != patched[name]}
+    assert {Path(name).name.partition("_")[2] for name in differing} <= {
+        "high_act_patch_indices.npy",
+        "original_with_heatmap.png",
+    }
+    assert sum("heatmap" in name for name in differing) == 12
+    assert handle.report.drawn == {"nearest patches": 12} == handle.report.replaced
+    _check_nearest_boxes(tmp_path, net)
+
+
+def _check_nearest_boxes(tmp_path: Path, net: nn.DataParallel[Any]) -> None:
+    """The second route: rank the images by distance ourselves, and locate the best two of each prototype."""
+    images = normalise(Loader().pictures)
+    with torch.no_grad():
+        nearest = net.module.push_forward(images)[1].amin((2, 3))
+    for j in range(6):
+        best = nearest[:, j].argsort()[:2].tolist()
+        found = protomask.locate(protopnet_ext.wrap(net), images, [(i, j) for i in best], **PROBE)
+        for rank, bounds in enumerate(region_bounds(found.maps).tolist(), 1):
+            crop = np.load(tmp_path / "patched" / str(j) / f"nearest-{rank}_high_act_patch_indices.npy")
+            assert crop.tolist() == bounds
+
+
+def test_a_search_that_saves_nothing_locates_nothing(tmp_path: Path) -> None:
+    with repository("protopnet"), protopnet_ext.patch(say=None, **PROBE) as handle:
+        find(tmp_path, network(), save=False)
+    assert handle.report.located == 0
+    assert "nothing was drawn" in str(handle.report)
+
+
+@pytest.mark.parametrize(("activation", "raised"), [("log", 0), ("linear", 4)])
+def test_maps_that_a_script_upsamples(activation: str, raised: float) -> None:
+    """Upstream draws linear similarities raised by the largest distance there is, here 4 channels of [0, 1]."""
+    net = network(activation=activation)
+    images, draws = normalise(Loader().pictures[:3]), (4, 2, 4)
+    with protopnet_ext.patch(say=None, **PROBE) as handle:
+        with torch.no_grad():
+            distances = net.module.push_forward(images)[1]
+        raised = (
+            4.0 if activation == "linear" else 0.0
+        )  # upstream draws linear similarities raised by the most there is
+        patterns = (net.module.distance_2_similarity(distances) + raised).numpy()
+        drawn = [cv2.resize(patterns[2, j], dsize=(32, 32), interpolation=cv2.INTER_CUBIC) for j in draws]
+        mask_like = cv2.resize(np.eye(5, dtype=np.float32), (32, 32))
+    assert handle.report.replaced == {"maps": len(draws)}
+    assert handle.report.located == len(set(draws))
+    found = protomask.locate(protopnet_ext.wrap(net), images[2:], [(0, j) for j in draws], **PROBE)
+    for row, map_ in enumerate(drawn):
+        assert map_.dtype == np.float32
+        assert np.corrcoef(map_.ravel(), found.maps[row].numpy().ravel())[0, 1] > 0.99
+        kept = map_ >= np.percentile(map_, 95)
+        rows, columns = np.nonzero(kept)
+        bounds = [rows.min(), rows.max() + 1, columns.min(), columns.max() + 1]
+        assert bounds == region_bounds(found.maps)[row].tolist()
+        assert kept.mean() < 0.06
+    assert np.array_equal(mask_like, cv2.resize(np.eye(5, dtype=np.float32), (32, 32)))
+
+
+def test_a_map_in_another_size_is_resized() -> None:
+    net = network()
+    with protopnet_ext.patch(say=None, **PROBE), torch.no_grad():
+        maps = net.module.distance_2_similarity(net.module.push_forward(normalise(Loader().pictures[:1]))[1])[0].numpy()
+        whole = cv2.resize(maps[0], (32, 32))
+        assert cv2.resize(maps[0], None, fx=2, fy=2).shape == (16, 16)
+        half = cv2.resize(maps[0], (16, 16), 0, 0, 0, cv2.INTER_CUBIC)
+    assert np.allclose(half, cv2.resize(whole, (16, 16), interpolation=cv2.INTER_LINEAR))
+
+
+def test_a_map_that_is_none_of_the_model_is_kept_and_counted() -> None:
+    net = network()
+    mine = np.random.default_rng(0).random((8, 8), dtype=np.float32)
+    with protopnet_ext.patch(say=None, **PROBE) as handle:
+        with torch.no_grad():
+            net.module.push_forward(normalise(Loader().pictures[:1]))
+        upsampled = cv2.resize(mine, (32, 32), interpolation=cv2.INTER_CUBIC)
+    assert np.array_equal(upsampled, cv2.resize(mine, (32, 32), interpolation=cv2.INTER_CUBIC))
+    assert handle.report.drawn == {"maps": 1}
+    assert handle.report.replaced == {}
+    assert handle.report.kept == {"map not recognised": 1}
+    assert "1 kept as they were: map not recognised" in str(handle.report)
+
+
+def test_one_map_of_two_different_prototypes_is_refused() -> None:
+    net = network()
+    vectors = net.module.prototype_vectors.data
+    vectors[:2] = torch.tensor([1.0, -1.0])[:, None, None, None] + 0.5  # as far from features of 0.5, on either side
+    net.module.add_on_layers[0].weight.data.zero_()
+    net.module.add_on_layers[0].bias.data.zero_()
+    with protopnet_ext.patch(say=None, **PROBE) as handle, torch.no_grad():
+        maps = net.module.push_forward(normalise(Loader().pictures[:1]))[1].numpy()
+        cv2.resize(maps[0, 0], (32, 32))
+    assert handle.report.kept == {"map of several different prototypes": 1}
+
+
+def test_two_equal_prototypes_share_their_map() -> None:
+    net = network()
+    net.module.prototype_vectors.data[1] = net.module.prototype_vectors.data[0]
+    with protopnet_ext.patch(say=None, **PROBE) as handle, torch.no_grad():
+        maps = net.module.push_forward(normalise(Loader().pictures[:1]))[1].numpy()
+        cv2.resize(maps[0, 1], (32, 32))
+    assert handle.report.replaced == {"maps": 1}
+
+
+def test_a_model_that_the_adapter_cannot_prove_keeps_its_own_regions(tmp_path: Path) -> None:
+    nets = network(), network()
+    for net in nets:
+        net.module.forward = lambda x: (torch.ones(len(x), 3), None)
+    with repository("protopnet"):
+        push(tmp_path / "plain", nets[0])
+        with protopnet_ext.patch(say=None, **PROBE) as handle:
+            push(tmp_path / "patched", nets[1])
+    assert files(tmp_path / "plain") == files(tmp_path / "patched")
+    assert handle.report.replaced == {}
+    assert sum(handle.report.kept.values()) == 6
+    assert "largest difference" in next(iter(handle.report.kept))
+
+
+def test_names_bound_before_the_patch(tmp_path: Path) -> None:
+    with repository("protopnet"):
+        module = importlib.import_module("push")
+        bound = ModuleType("bound_early")
+        bound.mine, bound.resize = module.push_prototypes, cv2.resize  # type: ignore[attr-defined]
+        originals = module.push_prototypes, cv2.resize
+        sys.modules["bound_early"] = bound
+        try:
+            with protopnet_ext.patch(say=None, **PROBE) as handle:
+                bound.mine(
+                    Loader(),
+                    network(),
+                    preprocess_input_function=normalise,
+                    root_dir_for_saving_prototypes=str(tmp_path),
+                    **PREFIXES,
+                    log=str,
+                )
+                assert bound.resize is not originals[1]
+            assert handle.report.replaced == {"push": 6}
+            assert (bound.mine, bound.resize) == originals
+            assert module.push_prototypes is originals[0]
+        finally:
+            del sys.modules["bound_early"]
+
+
+def test_names_bound_during_the_patch_are_restored() -> None:
+    with repository("protopnet"), protopnet_ext.patch(say=None, **PROBE):
+        module = importlib.import_module("push")
+        late = ModuleType("bound_late")
+        late.push_prototypes = module.push_prototypes  # type: ignore[attr-defined]
+        sys.modules["bound_late"] = late
+        assert type(module.__loader__).__name__ == "SourceFileLoader"
+        held = module.push_prototypes
+    try:
+        assert not hasattr(module.push_prototypes, "__wrapped__")
+        assert late.push_prototypes is module.push_prototypes
+        assert held.__wrapped__ is module.push_prototypes
+    finally:
+        del sys.modules["bound_late"]
+
+
+def test_a_replacement_that_outlives_the_patch_only_calls_the_original(tmp_path: Path) -> None:
+    net = network()
+    with protopnet_ext.patch(say=None, **PROBE) as handle:
+        held = cv2.resize
+    with torch.no_grad():
+        maps = net.module.push_forward(normalise(Loader().pictures[:1]))[1].numpy()
+    assert np.array_equal(held(maps[0, 0], (32, 32)), cv2.resize(maps[0, 0], (32, 32)))
+    assert handle.report.drawn == {}
+
+
+def test_everything_is_undone_after_an_error(tmp_path: Path) -> None:
+    before = state()
+    with repository("protopnet"):
+        inside = state()
+        with pytest.raises(RuntimeError, match="as asked"), protopnet_ext.patch(say=None, **PROBE):  # noqa: PT012
+            push(tmp_path, network())
+            assert not same_objects(inside, state())
+            raise RuntimeError("as asked")
+        assert same_objects(inside, state())
+    assert same_objects(before, state())
+
+
+def test_a_class_defined_during_the_patch_is_watched() -> None:
+    with protopnet_ext.patch(say=None, **PROBE) as handle:
+
+        class Late(nn.Module):
+            def push_forward(self, x: torch.Tensor) -> Any: ...
+            def distance_2_similarity(self, x: torch.Tensor) -> Any: ...
+
+        assert any(name.endswith("Late.push_forward") for name in handle.report.found)
+        assert hasattr(Late.push_forward, "__wrapped__")
+    assert not hasattr(Late.push_forward, "__wrapped__")
+
+
+def test_maps_of_a_model_in_training_mode_are_kept_and_counted() -> None:
+    net = network().train()
+    with protopnet_ext.patch(say=None, **PROBE) as handle:
+        maps = net.module.push_forward(normalise(Loader().pictures[:2]))[1].detach().numpy()
+        cv2.resize(maps[0, 0], (32, 32))
+    assert handle.report.replaced == {}
+    (reason,) = handle.report.kept
+    assert "training mode" in reason
+
+
+def test_under_no_grad_and_inference_mode() -> None:
+    net = network()
+    with protopnet_ext.patch(say=None, **PROBE) as handle, torch.inference_mode():
+        maps = net.module.push_forward(normalise(Loader().pictures[:1]))[1].numpy()
+        cv2.resize(maps[0, 0], (32, 32))
+    assert handle.report.replaced == {"maps": 1}
+
+
+def test_the_handle_of_a_one_line_call() -> None:
+    lines: list[str] = []
+    before = state()
+    handle = protopnet_ext.patch(say=lines.append, **PROBE)
+    assert lines == []
+    handle.undo()
+    handle.undo()
+    assert len(lines) == 1
+    assert same_objects(before, state())
+
+
+def test_it_says_that_it_found_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("protopnet_ext.patching.hooks.subclasses", lambda cls: [])
+    with protopnet_ext.patch():
+        pass
+    out = capsys.readouterr()
+    assert out.out == ""
+    assert out.err == "protopnet_ext.patch(mdm): found nothing to patch: no code that it knows was imported\n"
+
+
+def test_refusals_leave_nothing_behind() -> None:
+    before = state()
+    with pytest.raises(InputError, match="unknown"):
+        protopnet_ext.patch("unknown")
+    with pytest.raises(InputError, match="sharpness"):
+        protopnet_ext.patch(sharpness=3)
+    with pytest.raises(InputError, match="remember"):
+        protopnet_ext.patch(remember=0)
+    assert same_objects(before, state())
+    with protopnet_ext.patch(say=None), pytest.raises(InputError, match="undone"):
+        protopnet_ext.patch()
+    assert same_objects(before, state())
+
+
+def test_other_methods() -> None:
+    net = network()
+    with protopnet_ext.patch("upsampling", say=None) as handle, torch.no_grad():
+        maps = net.module.distance_2_similarity(net.module.push_forward(normalise(Loader().pictures[:1]))[1])[0].numpy()
+        drawn = cv2.resize(maps[0], (32, 32))
+    assert handle.report.replaced == {"maps": 1}
+    found = protomask.locate(protopnet_ext.wrap(net), normalise(Loader().pictures[:1]), [(0, 0)], method="upsampling")
+    assert np.corrcoef(drawn.ravel(), found.maps[0].numpy().ravel())[0, 1] > 0.99
+
+
+def test_mdm_draws_small_masks_as_small_regions() -> None:
+    net = network(activation="linear")
+    images = normalise(Loader().pictures[:1])
+    options: dict[str, Any] = {"steps": 16, "scales": (6, 8)}
+    found = protomask.locate(protopnet_ext.wrap(net), images, "all", **options)
+    flat = found.maps.flatten(1)
+    small = ((flat > 0).float().mean(1) < 0.05) & found.located
+    assert small.any(), "no mask under 5 % of the image, so this test shows nothing"
+    with protopnet_ext.patch(say=None, **options), torch.no_grad():
+        maps = net.module.distance_2_similarity(net.module.push_forward(images)[1])[0].numpy()
+        for j in small.nonzero().flatten().tolist():
+            drawn = cv2.resize(maps[j], (32, 32))
+            assert (drawn >= np.percentile(drawn, 95)).mean() < 0.06
+
+
+@pytest.mark.parametrize("name", ["prototype-img{kind}7.png", "7prototype-img{kind}.png"])
+def test_pictures_are_found_under_either_form_of_name(tmp_path: Path, name: str) -> None:
+    """ST-ProtoPNet puts the prototype's index first; a picture that is not there is not made."""
+    kinds = ("", "-original_with_self_act")
+    for kind in kinds:
+        matplotlib.image.imsave(tmp_path / name.format(kind=kind), np.zeros((4, 4, 3)))
+    located = np.zeros((32, 32))
+    located[10:20, 4:10] = np.arange(1, 61).reshape(10, 6) / 60  # the highest 52 of its 60 pixels are kept
+    picture = Loader().pictures[0]
+    Pictures(tmp_path, "prototype-img").draw(7, picture, located, (0, 8, 0, 8))
+    assert {path.name for path in tmp_path.iterdir()} == {name.format(kind=kind) for kind in kinds}
+    sizes = [matplotlib.image.imread(tmp_path / name.format(kind=kind)).shape[:2] for kind in kinds]
+    assert sizes == [(9, 6), (32, 32)]

@@ -1,0 +1,170 @@
+"""XProtoNet code, patched and not: the same files, the same numbers, other maps."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import protomask
+import protopnet_ext
+import xprotonet_ext
+from protomask.errors import InputError
+from xprotonet_ext.patch import NO_MODEL
+
+from .patching_tools import PROBE, Loader, files, normalise, probe, repository, same_objects, state
+from .xprotonet import TheirXProtoNet, xprotonet
+
+
+@pytest.fixture(autouse=True)
+def _probe() -> Iterator[None]:
+    with probe():
+        yield
+
+
+def samples(count: int = 9) -> list[dict[str, Any]]:
+    return [{"cine": normalise(pictures)} for pictures, _ in Loader(count)]
+
+
+def push(out: Path, model: TheirXProtoNet) -> None:
+    module = importlib.import_module("push_abs_revision")
+    module.push_prototypes(samples(), model, root_dir_for_saving_prototypes=str(out), log=str)
+
+
+def corresponds(drawn: np.ndarray, model: TheirXProtoNet, images: torch.Tensor, pair: tuple[int, int]) -> bool:
+    found = protomask.locate(xprotonet_ext.wrap(model), images, [pair], **PROBE)
+    return bool(np.corrcoef(drawn.ravel(), found.maps[0].numpy().ravel())[0, 1] > 0.99)
+
+
+def test_push_plots_located_maps(tmp_path: Path) -> None:
+    models = xprotonet(), xprotonet()
+    unpushed = xprotonet().eval()
+    with repository("protoasnet"):
+        push(tmp_path / "plain", models[0])
+        with xprotonet_ext.patch(say=None, **PROBE) as handle:
+            push(tmp_path / "patched", models[1])
+    plain, patched = files(tmp_path / "plain"), files(tmp_path / "patched")
+    assert plain.keys() == patched.keys()
+    assert {name for name in plain if plain[name] == patched[name]} == {"occurrence.npy"}
+    for a, b in zip(models[0].state_dict().values(), models[1].state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert handle.report.drawn == {"prototype plots": 6} == handle.report.replaced
+    images = normalise(Loader().pictures)
+    nearest = unpushed.push_forward(images)[1].argmin(0)
+    for j in range(6):
+        drawn = np.load(tmp_path / "patched" / f"{j:02d}_map.npy")
+        assert drawn.shape == (32, 32)
+        assert corresponds(drawn, unpushed, images[nearest[j]][None], (0, j))
+
+
+def explain(folder: Path, model: TheirXProtoNet) -> None:
+    folder.mkdir()
+    np.save(folder / "own.npy", normalise(Loader(6).pictures).numpy())
+    importlib.import_module("local_explainability").explain_local("val", samples(3), model, str(folder))
+
+
+def test_explanations_show_located_maps(tmp_path: Path) -> None:
+    model = xprotonet()
+    with repository("protoasnet"):
+        explain(tmp_path / "plain", model)
+        with xprotonet_ext.patch(say=None, **PROBE) as handle:
+            explain(tmp_path / "patched", model)
+    plain, patched = files(tmp_path / "plain"), files(tmp_path / "patched")
+    assert plain.keys() == patched.keys()
+    same = {name for name in plain if plain[name] == patched[name]}
+    assert same == {"own.npy", *(f"val-0-{i}-distances.npy" for i in range(3))}
+    assert handle.report.drawn == {"explanations": 24} == handle.report.replaced
+    images = normalise(Loader(6).pictures)
+    own = np.load(tmp_path / "patched" / "val-prototypes.npy")
+    third = np.load(tmp_path / "patched" / "val-0-2.npy")
+    before = np.load(tmp_path / "plain" / "val-0-2.npy")
+    assert own.shape == third.shape == before.shape == (6, 32, 32)
+    assert own.dtype == third.dtype == before.dtype
+    for j in range(6):
+        assert corresponds(own[j], model, images[j][None], (0, j))
+        assert corresponds(third[j], model, images[2][None], (0, j))
+
+
+def test_a_model_of_another_form_keeps_its_maps(tmp_path: Path) -> None:
+    models = xprotonet(), xprotonet()
+    for model in models:
+        model.forward = lambda x: (torch.ones(len(x), 3), torch.ones(len(x), 6), None)
+    with repository("protoasnet"):
+        push(tmp_path / "plain", models[0])
+        with xprotonet_ext.patch(say=None, **PROBE) as handle:
+            push(tmp_path / "patched", models[1])
+    assert files(tmp_path / "plain") == files(tmp_path / "patched")
+    assert sum(handle.report.kept.values()) == 6
+
+
+@pytest.mark.parametrize(("inside", "reason"), [(True, "a video: only images are located"), (False, NO_MODEL)])
+def test_what_cannot_be_located_keeps_its_maps(inside: bool, reason: str, tmp_path: Path) -> None:
+    clip = np.zeros((3, 2, 8, 8), dtype=np.float32)
+    with repository("protoasnet"), xprotonet_ext.patch(say=None, **PROBE) as handle:
+        module = importlib.import_module("push_abs_revision")
+        plot = {
+            "img": clip,
+            "occurrence_map": clip[:1],
+            "proto_id": 0,
+            "fn": "",
+            "pred": clip,
+            "gt": 0,
+            "proto_dir": "",
+        }
+
+        def loader() -> Iterator[dict[str, Any]]:
+            with pytest.raises(NotImplementedError, match="Got 5D"):  # the stand-in draws no videos
+                module.prototype_plot(**plot)
+            yield from [][0:0]
+            raise KeyError
+
+        if inside:
+            with pytest.raises(KeyError):
+                module.push_prototypes(loader(), xprotonet(), root_dir_for_saving_prototypes=str(tmp_path), log=str)
+        else:
+            with pytest.raises(KeyError):
+                next(loader())
+    assert handle.report.kept == {reason: 1}
+
+
+def test_undone_and_refused() -> None:
+    before = state()
+    with repository("protoasnet"):
+        with pytest.raises(KeyError), xprotonet_ext.patch(say=None, **PROBE):  # noqa: PT012
+            module = importlib.import_module("push_abs_revision")
+            raise KeyError
+        assert not hasattr(module.push_prototypes, "__wrapped__")
+        with pytest.raises(InputError, match="unknown"):
+            xprotonet_ext.patch("unknown")
+    assert same_objects(before, state())
+
+
+def test_a_model_that_inherits_from_ppnet_is_an_xprotonet() -> None:
+    class Inheriting(TheirXProtoNet):
+        """As ProtoASNet's, which derives from its PPNet."""
+
+        def distance_2_similarity(self, distances: torch.Tensor) -> torch.Tensor:
+            return -distances
+
+    model = xprotonet(Inheriting)
+    assert not protopnet_ext.matches(model)
+    assert xprotonet_ext.matches(model)
+    assert isinstance(protomask.wrap(model), xprotonet_ext.XProtoNetModel)
+
+
+def test_both_families_at_once(tmp_path: Path) -> None:
+    before = state()
+    with protopnet_ext.patch(say=None, **PROBE), xprotonet_ext.patch(say=None, **PROBE) as handle:
+        with repository("protoasnet"):
+            push(tmp_path, xprotonet())
+            loader = importlib.import_module("push_abs_revision").__loader__
+        with repository("protopnet"):
+            assert hasattr(importlib.import_module("push").push_prototypes, "__wrapped__")
+    assert type(loader).__name__ == "SourceFileLoader"
+    assert handle.report.replaced == {"prototype plots": 6}
+    assert same_objects(before, state())
