@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -27,9 +28,12 @@ def test_python_blocks_run(block: str) -> None:
             del LOCALISERS[name]
 
 
-@pytest.mark.parametrize("command", [b for b in blocks("sh") if b.startswith("protomask")])
+COMMANDS = [line for block in blocks("sh") for line in block.replace("\\\n", " ").splitlines()]
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("protomask")])
 def test_commands_parse(command: str) -> None:
-    parser().parse_args(command.replace("\\\n", " ").split()[1:])
+    parser().parse_args(shlex.split(command, comments=True)[1:])
 
 
 def test_pictures_exist() -> None:
