@@ -123,10 +123,13 @@ def _until(found: list[Pair], clear: bool, wanted: int) -> int:
 def _candidates(model: Contract, dataset: Dataset, seed: int) -> Iterator[tuple[int, int]]:
     """(sample, prototype) in drawing order: rounds over all images, each round with another prototype of the class."""
     order = np.random.default_rng([seed, 0]).permutation(len(dataset))
+    labels: dict[int, int] = {}  # a sample is read for its label once, not in every round
     own: dict[int, np.ndarray] = {}
     for round_ in range(model.num_prototypes):
         for index in order.tolist():
-            label = dataset[index].label
+            if index not in labels:
+                labels[index] = dataset[index].label
+            label = labels[index]
             if label not in own:
                 known = model.class_weights() is not None
                 own[label] = class_prototypes(model, [label]).numpy() if known else np.arange(model.num_prototypes)
