@@ -80,6 +80,17 @@ def table(rows: dict[str, dict[str, Summary]], metrics: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def tables(pool: Pool, summaries: dict[str, dict[str, Summary]]) -> list[str]:
+    """Paragraphs: how many pairs, their means, and the paired differences of MDM to every other method."""
+    shown = [m for m in METRICS if any(s[m].n for s in summaries.values() if m in s)]
+    return [
+        f"{len(pool.groups)} pairs scored, {len(set(pool.groups))} images; mean and 95 % interval.",
+        table(summaries, shown),
+        "MDM minus each other method, paired; 95 % interval.",
+        table(pool.differences("mdm"), shown),
+    ]
+
+
 def difficulty(results: Sequence[Evaluation], datasets: Sequence[Dataset]) -> str:
     areas, clear, drawn = [], 0, 0
     for result, data in zip(results, datasets, strict=True):
@@ -143,19 +154,9 @@ def main() -> None:
     start = time.perf_counter()
     results, datasets = run(args)
     pooled = pool(results)
-    summaries, differences = pooled.summaries(), pooled.differences("mdm")
-    shown = [m for m in METRICS if any(s[m].n for s in summaries.values() if m in s)]
+    summaries = pooled.summaries()
     about = provenance(args, time.perf_counter() - start)
-    text = "\n\n".join(
-        [
-            f"`{about['command']}`",
-            difficulty(results, datasets),
-            f"{len(pooled.groups)} pairs scored, {len(set(pooled.groups))} images; mean and 95 % interval.",
-            table(summaries, shown),
-            "MDM minus each other method, paired; 95 % interval.",
-            table(differences, shown),
-        ]
-    )
+    text = "\n\n".join([f"`{about['command']}`", difficulty(results, datasets), *tables(pooled, summaries)])
     print(text)
     write_text(out / "table.md", text + "\n")
     write_scores(out / "scores.json", {"pooled": summaries})

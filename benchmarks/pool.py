@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from localisation import Pool, table
+from localisation import Pool, tables
 
 from protomask.files import write_text
 from protomask.metrics import METRICS
@@ -54,17 +54,8 @@ def main() -> None:
     args = parser.parse_args()
     out = prepare_output(args.out)
     pool = pooled([read(Path(run)) for run in args.runs])
-    summaries, differences = pool.summaries(), pool.differences("mdm")
-    shown = [k for k in METRICS if any(s[k].n for s in summaries.values() if k in s)]
-    text = "\n\n".join(
-        [
-            "`python benchmarks/pool.py " + " ".join(sys.argv[1:]) + "`",
-            f"{len(pool.groups)} pairs scored, {len(set(pool.groups))} images; mean and 95 % interval.",
-            table(summaries, shown),
-            "MDM minus each other method, paired; 95 % interval.",
-            table(differences, shown),
-        ]
-    )
+    summaries = pool.summaries()
+    text = "\n\n".join([f"`python benchmarks/pool.py {' '.join(sys.argv[1:])}`", *tables(pool, summaries)])
     print(text)
     write_text(out / "table.md", text + "\n")
     write_scores(out / "scores.json", {"pooled": summaries})
