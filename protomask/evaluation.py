@@ -16,21 +16,20 @@ from tqdm import tqdm
 from protomask.checks import check_choice
 from protomask.data.sample import Dataset, Sample
 from protomask.errors import InputError, expected
-from protomask.fills import SCORING_FILL, fill_images
+from protomask.fills import SCORING_FILL
 from protomask.localisers import Localiser
 from protomask.locating import locate, resolve_method
 from protomask.metrics import (
     METRICS,
     Summary,
     Truth,
-    faithfulness_scores,
     paired_difference,
-    score_annotation,
     summarise,
 )
-from protomask.model import Contract, contract, untouched
+from protomask.model import Contract, contract
 from protomask.pairs import Pair, PairSet, draw_pairs, tensors, truth_of
 from protomask.records import Localisation
+from protomask.scoring import score_chunk
 
 CONTROLS = ("random", "centre", "annotation")
 METHODS = ("mdm", "upsampling", "upsampling-centred", "single-mask", *CONTROLS)
@@ -129,7 +128,7 @@ def evaluate(
             for name, localiser in localisers.items():
                 found[name] = _locate(known, samples, chunk, localiser, truth, seed, batch)
                 fills[name] = found[name].fill
-                scores[name].append(_score(known, samples, chunk, found[name], truth, fill, batch))
+                scores[name].append(score_chunk(known, samples, chunk, found[name], truth, fill=fill, batch=batch))
                 bar.update(len(chunk))
             if seen is not None:
                 seen(chunk, samples, found, truth)
@@ -167,32 +166,6 @@ def _locate(
         regions=truth.regions,
         boxes=truth.boxes,
     )
-
-
-def _score(
-    model: Contract,
-    samples: list[Sample],
-    chunk: list[Pair],
-    found: Localisation,
-    truth: Truth,
-    fill: str,
-    batch: int,
-) -> dict[str, torch.Tensor]:
-    images = tensors(model, samples)
-    before = torch.tensor([pair.activation for pair in chunk], dtype=images.dtype)
-    floors = torch.tensor([pair.floor for pair in chunk], dtype=images.dtype)
-    with untouched(model.module):
-        causal = faithfulness_scores(
-            model,
-            images,
-            found.targets,
-            found.maps,
-            fill_images(fill, images, model.mean, model.std),
-            before,
-            floors,
-            batch=batch,
-        )
-    return {**score_annotation(found.maps, found.masks, truth), **causal}
 
 
 def _joined(parts: list[dict[str, torch.Tensor]]) -> dict[str, np.ndarray]:

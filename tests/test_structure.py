@@ -24,6 +24,7 @@ LAYERS = (
     ("localisers", "store", "checkpoint"),
     ("locating", "inspection", "conversion"),
     ("pairs", "loading", "training", "redrawing"),
+    ("scoring",),
     ("evaluation",),
     ("gallery",),
     ("commands",),

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from protomask import gallery
 from protomask.commands.common import add_run_options, choose_device, positive, score_table
-from protomask.commands.evaluate import Kept, evaluate_into
+from protomask.commands.evaluate import evaluate_into
+from protomask.commands.publish import Kept
 from protomask.data import Planted
 from protomask.errors import InputError, expected
 from protomask.evaluation import METHODS
