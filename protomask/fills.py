@@ -19,7 +19,7 @@ SCORING_FILL = "mean"
 
 def _blur(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """The image blurred with a Gaussian of sigma = a tenth of its shorter side: colours stay, parts vanish."""
-    return gaussian_blur(images, min(images.shape[-2:]) / 10)
+    return gaussian_blur(images, min(images.shape[-2:]) / 10, repeatable=False)
 
 
 def _image_mean(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

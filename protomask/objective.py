@@ -6,6 +6,7 @@ differ in scale: 1 is as close as on the whole image, 0 is nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,14 +23,14 @@ class Loss(Protocol):
     def needs_complement(self) -> bool:
         """Whether the loss looks at the image without what the mask keeps, which costs a second pass per step."""
 
-    def __call__(self, kept: Tensor, without: Tensor, masks: Tensor, vectors: Tensor) -> Tensor:
+    def __call__(self, kept: Tensor, without: Tensor, masks: Tensor, vectors: Sequence[Tensor]) -> Tensor:
         """Losses [N].
 
         Args:
             kept: [N] relative activation of the image seen through the mask.
             without: [N] relative activation of its complement, zero unless :attr:`needs_complement`.
             masks: [N, H, W].
-            vectors: [N, s, s].
+            vectors: one [N, s, s] for each scale that the masks are made of.
         """
 
 
@@ -86,7 +87,7 @@ class KeepLoss:
         """Whether necessity has a price."""
         return self.necessity_weight > 0
 
-    def __call__(self, kept: Tensor, without: Tensor, masks: Tensor, vectors: Tensor) -> Tensor:
+    def __call__(self, kept: Tensor, without: Tensor, masks: Tensor, vectors: Sequence[Tensor]) -> Tensor:
         """[N] losses; see :class:`Loss` for the arguments."""
         loss = consistency(kept) + self.area_weight * area(masks) + self.necessity_weight * necessity(without)
-        return loss + self.smoothness_weight * total_variation(vectors) if self.smoothness_weight else loss
+        return loss + self.smoothness_weight * sum(map(total_variation, vectors)) if self.smoothness_weight else loss

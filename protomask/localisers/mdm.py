@@ -25,12 +25,14 @@ from protomask.checks import check_choice, check_count
 from protomask.engine import Problems, Schedule, in_chunks, train_masks
 from protomask.errors import InputError, expected
 from protomask.fills import FILLS, fill_images
+from protomask.folding import folded
 from protomask.localisers.base import Maps, Request, register
 from protomask.masks import blend, render
 from protomask.objective import KeepLoss
 from protomask.stack import STACKS, stack
 
 LEAK = 0.5
+HELD_OUT = "grey"
 
 
 def _tight_fills(request: Request, problems: Problems, count: int) -> Tensor:
@@ -74,6 +76,13 @@ class Learned:
             mask is content with a piece of the evidence: at half the passes, .1 less best IoU on planted parts.
         fill: what replaces removed pixels while training: one name, or several, of which each pair takes the first that
             does not keep the activation by itself; ``"blur"`` before ``"image-mean"`` before ``"black"``.
+        tolerance: a pair leaves when its cells have moved by no more than this on average within five steps; pays where
+            many steps are asked for. 0: nobody leaves early.
+        held_out: a pair stops, and goes back to its best mask, when the relative activation under a grey fill, which no
+            mask trains with, is this much below the best it had at an earlier look, every five steps: a mask that has
+            turned adversarial holds under its own fill alone. 0: nobody looks; a look is one forward pass more.
+        precision: of the network passes: ``"fp32"``, ``"bf16"`` or ``"fp16"``. Half precision leaves scores as they
+            are, but single maps differ.
     """
 
     steps: int = 10
@@ -82,6 +91,9 @@ class Learned:
     smoothness_weight: float = 0.3
     necessity_weight: float = 0.2
     fill: str | tuple[str, ...] = ("blur", "image-mean")
+    tolerance: float = 0.0
+    held_out: float = 0.0
+    precision: str = "fp32"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fill", self.fills)
@@ -99,20 +111,25 @@ class Learned:
     def _loss(self) -> KeepLoss:
         return KeepLoss(self.area_weight, self.smoothness_weight, self.necessity_weight)
 
-    def _schedule(self) -> Schedule:
+    def _schedule(self, together: bool = False) -> Schedule:
         """Gradients are rounded to a third of the area's, vectors to an eighth of a step."""
         return Schedule(
             steps=self.steps,
             learning_rate=self.learning_rate,
             gradient_grain=self.area_weight / 3,
             value_grain=self.learning_rate / 8,
+            together=together,
+            tolerance=self.tolerance,
+            held_out=self.held_out,
+            precision=self.precision,
         )
 
-    def _passes(self, scales: int) -> float:
-        return float(self.steps * scales * (1 + self._loss().needs_complement))
+    def _passes(self, masks: int) -> float:
+        return float(self.steps * masks * (1 + self._loss().needs_complement))
 
-    def _masks(self, request: Request, scales: tuple[int, ...], how: str) -> Maps:
-        model, images = request.model, request.images
+    def _masks(self, request: Request, scales: tuple[int, ...], how: str, together: bool = False) -> Maps:
+        images = request.images
+        model = folded(request.model, images[:1])
         problems = Problems(
             images=images,
             fills=torch.cat([fill_images(name, images, model.mean, model.std) for name in self.fills]),
@@ -121,16 +138,17 @@ class Learned:
             prototypes=request.targets.prototypes,
             before=request.before,
             floors=request.floors,
+            checks=fill_images(HELD_OUT, images, model.mean, model.std).contiguous() if self.held_out else None,
         )
         problems = replace(problems, fill_rows=_tight_fills(request, problems, len(self.fills)))
-        loss, schedule = self._loss(), self._schedule()
+        loss, schedule = self._loss(), self._schedule(together)
         vectors = train_masks(model, problems, scales, loss, schedule, batch=request.batch, progress=request.progress)
         maps = stack(torch.stack([render(v, request.size) for v in vectors.values()]), how)
         after = _activations(request, problems, problems.fill_rows, maps)
         return Maps(maps, masks=True, vectors=vectors, fill="+".join(self.fills), after=after)
 
 
-@register("mdm", "Multiple dynamic masks: vectors of five sizes trained to keep the activation, stacked into one map.")
+@register("mdm", "Multiple dynamic masks: vectors of several sizes trained to keep the activation, in one map.")
 @dataclass(frozen=True)
 class MDM(Learned):
     """Multiple dynamic masks; the other settings are those of :class:`Learned`.
@@ -138,10 +156,13 @@ class MDM(Learned):
     Attributes:
         scales: cells per side of the mask vectors; fine ones (16, 24) help, 4 and below cost energy.
         stack: how scales combine; ``"product"`` before ``"mean"``.
+        together: train the scales as the factors of one mask, in one pass per step for all, instead of each by itself;
+            then ``stack`` must be ``"product"``.
     """
 
     scales: tuple[int, ...] = (6, 8, 12, 16, 24)
     stack: str = "product"
+    together: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(self.scales))
@@ -150,16 +171,35 @@ class MDM(Learned):
             raise InputError(expected("scales", "at least one scale, each once", self.scales))
         for scale in self.scales:
             check_count("scales", scale, 2)
-        check_choice("stack", self.stack, tuple(STACKS))
+        check_choice("stack", self.stack, ("product",) if self.together else tuple(STACKS))
 
     @property
     def passes(self) -> float:
         """Forward + input-gradient passes per pair."""
-        return self._passes(len(self.scales))
+        return self._passes(1 if self.together else len(self.scales))
 
     def __call__(self, request: Request) -> Maps:
         """Masks [N, H, W] of the request's pairs."""
-        return self._masks(request, self.scales, self.stack)
+        return self._masks(request, self.scales, self.stack, self.together)
+
+
+@register("mdm-fast", "MDM with its scales trained as one mask: the fewest passes, for many maps or a first look.")
+@dataclass(frozen=True)
+class MDMFast(MDM):
+    """The cheap preset: the scales are the factors of one mask, which costs one pass per step for all of them."""
+
+    steps: int = 8
+    scales: tuple[int, ...] = (6, 12, 24)
+    together: bool = True
+
+
+@register("mdm-best", "MDM with five scales, each trained by itself: the most passes.")
+@dataclass(frozen=True)
+class MDMBest(MDM):
+    """The thorough preset."""
+
+    steps: int = 10
+    scales: tuple[int, ...] = (6, 8, 12, 16, 24)
 
 
 @register("single-mask", "One mask vector of 12 x 12 cells, trained as MDM's are: what a single scale can do.")

@@ -1,0 +1,264 @@
+"""The problems that are being worked on: their vectors, their optimiser state, and one step for all of them.
+
+A *block* holds the problems of one layout, that is of the same scales; the blocks of all layouts share a network pass.
+Every row is a problem of its own, with its own count of steps, so rows come and go without a trace in the others.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from protomask.activation import relative_activation
+from protomask.blending import blend_sides
+from protomask.masks import initial_vectors, render
+from protomask.model import Contract
+from protomask.objective import Loss
+from protomask.precision import autocast
+from protomask.problems import Problems, Schedule
+
+Waiting = deque[tuple[int, int]]
+"""(pair, layout) of the problems whose turn has not come."""
+
+_EPSILON = 1e-8  # Adam's
+
+
+@dataclass(eq=False)
+class Block:
+    """Problems of one layout; every tensor has a row for each.
+
+    Attributes:
+        scales: the layout.
+        pairs: whose masks these are.
+        taken: steps that each has made.
+        state: ``vectors``, Adam's ``first`` and ``second`` moments, the vectors at the last look, ``seen``, and those
+            that did best under the held-out fill, ``best``: all [n, K], K the cells of all scales in a row; ``age``
+            [n, 1], ``taken`` as a tensor, and ``record`` [n, 1], how well the best did.
+    """
+
+    scales: tuple[int, ...]
+    like: Tensor
+    start: float
+    pairs: list[int] = field(default_factory=list)
+    taken: list[int] = field(default_factory=list)
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.state = self._fresh(0)
+
+    def _fresh(self, count: int) -> dict[str, Tensor]:
+        cells = [initial_vectors(count, s, self.like, self.start).flatten(1) for s in self.scales]
+        vectors = torch.cat(cells, 1)
+        empty = {name: torch.zeros_like(vectors) for name in ("first", "second")}
+        copies = {name: vectors.clone() for name in ("vectors", "seen", "best")}
+        record = vectors.new_full((count, 1), -torch.inf)
+        return {**copies, **empty, "age": vectors.new_zeros(count, 1), "record": record}
+
+    def admit(self, pairs: Sequence[int]) -> None:
+        """New problems at their start."""
+        fresh = self._fresh(len(pairs))
+        self.state = {name: torch.cat([value, fresh[name]]) for name, value in self.state.items()}
+        self.pairs += pairs
+        self.taken += [0] * len(pairs)
+
+    def keep(self, rows: list[int]) -> None:
+        """Only these rows stay."""
+        index = torch.tensor(rows, dtype=torch.int64, device=self.like.device)
+        self.state = {name: value[index] for name, value in self.state.items()}
+        self.pairs = [self.pairs[row] for row in rows]
+        self.taken = [self.taken[row] for row in rows]
+
+    def grids(self, cells: Tensor) -> list[Tensor]:
+        """[n, K] as one [n, s, s] for each scale."""
+        parts = cells.split([s * s for s in self.scales], 1)
+        return [part.unflatten(1, (s, s)) for part, s in zip(parts, self.scales, strict=True)]
+
+    def grains(self, grain: float) -> Tensor:
+        """[K], ``grain`` over scale^2 for each cell."""
+        return torch.cat([torch.full((s * s,), grain / s**2) for s in self.scales]).to(self.like)
+
+
+def adam(block: Block, gradient: Tensor, schedule: Schedule) -> None:
+    """One step of Adam (Kingma and Ba 2015) in place, each row by its own count; values stay in [0, 1].
+
+    torch's own keeps one count for a whole tensor, and rows here come and go.
+    """
+    s, (fast, slow) = block.state, schedule.betas
+    if schedule.gradient_grain:
+        grains = block.grains(schedule.gradient_grain)
+        gradient = (gradient / grains).round_().mul_(grains)
+    s["age"] += 1
+    s["first"].lerp_(gradient, 1 - fast)
+    s["second"].mul_(slow).addcmul_(gradient, gradient, value=1 - slow)
+    spread = (s["second"] / (1 - slow ** s["age"])).sqrt_().add_(_EPSILON)
+    s["vectors"].sub_(s["first"] / (1 - fast ** s["age"]) / spread, alpha=schedule.learning_rate).clamp_(0, 1)
+    if schedule.value_grain:
+        s["vectors"].div_(schedule.value_grain).round_().mul_(schedule.value_grain)
+
+
+class WorkSet:
+    """The problems in work.
+
+    Attributes:
+        found: scale -> [N, s, s], filled as problems leave.
+    """
+
+    def __init__(
+        self,
+        model: Contract,
+        problems: Problems,
+        layouts: Sequence[tuple[int, ...]],
+        loss: Loss,
+        schedule: Schedule,
+        progress: Callable[[int], object] | None,
+    ) -> None:
+        self._model, self._problems, self._loss, self._schedule = model, problems, loss, schedule
+        self._progress = progress
+        self._sides = 1 + loss.needs_complement  # images per problem and step
+        images = problems.images
+        self.found = {s: initial_vectors(len(problems), s, images) for layout in layouts for s in layout}
+        self._blocks = [Block(layout, images, schedule.start) for layout in layouts]
+        self._stale = True
+
+    @property
+    def active(self) -> int:
+        """How many problems are in work."""
+        return sum(len(block.pairs) for block in self._blocks)
+
+    @property
+    def images(self) -> int:
+        """How many images the next step needs."""
+        return self.active * self._sides
+
+    def admit(self, waiting: Waiting, batch: int) -> None:
+        """Fill up to ``batch`` images a step; a gap of less than a quarter is left, since filling copies all images."""
+        room = max(1, batch // self._sides)
+        free = room - self.active
+        if not waiting or free < max(1, room // 4):
+            return
+        new: list[list[int]] = [[] for _ in self._blocks]
+        for _ in range(min(free, len(waiting))):
+            pair, kind = waiting.popleft()
+            new[kind].append(pair)
+        for block, pairs in zip(self._blocks, new, strict=True):
+            if pairs:
+                block.admit(pairs)
+        self._stale = True
+
+    def abandon(self) -> list[tuple[int, int]]:
+        """Empty the set; whoever was in it starts again another time."""
+        lost = [(pair, kind) for kind, block in enumerate(self._blocks) for pair in block.pairs]
+        for block in self._blocks:
+            block.keep([])
+        self._stale = True
+        return lost
+
+    def step(self, batch: int) -> None:
+        """One optimiser step of every problem, at most ``batch`` images in a network pass."""
+        self._gather()
+        busy = [block for block in self._blocks if block.pairs]
+        leaves = [block.state["vectors"].detach().requires_grad_() for block in busy]
+        with torch.enable_grad():
+            grids = [block.grids(leaf) for block, leaf in zip(busy, leaves, strict=True)]
+            masks = [self._mask(g) for g in grids]
+            relative, without = self._relative(torch.cat(masks), batch)
+            sizes = [len(block.pairs) for block in busy]
+            each = zip(relative.split(sizes), without.split(sizes), masks, grids, strict=True)
+            # Summed, never averaged: a problem's step must not depend on its company.
+            total = torch.stack([self._loss(*terms).sum() for terms in each]).sum()
+            gradients = torch.autograd.grad(total, leaves)
+        for block, gradient in zip(busy, gradients, strict=True):
+            adam(block, gradient, self._schedule)
+            block.taken = [count + 1 for count in block.taken]
+        if self._progress is not None:
+            self._progress(self.images)
+
+    def retire(self) -> None:
+        """Whoever has made all steps, or has stopped moving, leaves with its vectors."""
+        for block in self._blocks:
+            done = self._done(block) if block.pairs else []
+            if any(done):
+                self._leave(block, [row for row, over in enumerate(done) if over])
+                block.keep([row for row, over in enumerate(done) if not over])
+                self._stale = True
+
+    def _leave(self, block: Block, rows: list[int]) -> None:
+        index = torch.tensor(rows, dtype=torch.int64, device=block.like.device)
+        pairs = torch.tensor([block.pairs[row] for row in rows], dtype=torch.int64, device=block.like.device)
+        for scale, grid in zip(block.scales, block.grids(block.state["vectors"][index]), strict=True):
+            self.found[scale][pairs] = grid
+        if self._progress is not None:
+            spared = sum(self._schedule.steps - block.taken[row] for row in rows)
+            if spared:
+                self._progress(spared * self._sides)
+
+    def _done(self, block: Block) -> list[bool]:
+        schedule = self._schedule
+        over = [count >= schedule.steps for count in block.taken]
+        due = [count % schedule.patience == 0 and not o for count, o in zip(block.taken, over, strict=True)]
+        if not any(due) or not (schedule.tolerance or schedule.held_out):
+            return over
+        left = self._settled(block, due) | self._spoiled(block, due)
+        return [o or gone for o, gone in zip(over, left.tolist(), strict=True)]  # here alone a device is waited for
+
+    def _settled(self, block: Block, due: list[bool]) -> Tensor:
+        """[n] bool: whose cells have hardly moved since the last look."""
+        state, rows = block.state, torch.tensor(due, device=block.like.device)
+        if self._schedule.tolerance == 0:
+            return torch.zeros_like(rows)
+        moved = (state["vectors"] - state["seen"]).abs().mean(1)
+        state["seen"] = torch.where(rows[:, None], state["vectors"], state["seen"])
+        return rows & (moved <= self._schedule.tolerance)
+
+    @torch.no_grad()
+    def _spoiled(self, block: Block, due: list[bool]) -> Tensor:
+        """[n] bool: who does worse under the held-out fill than before; they get their best vectors back."""
+        state, rows, p = block.state, torch.tensor(due, device=block.like.device), self._problems
+        if self._schedule.held_out == 0 or p.checks is None:
+            return torch.zeros_like(rows)
+        pairs = torch.tensor(block.pairs, device=rows.device)
+        images, prototypes = p.rows[pairs], p.prototypes[pairs]
+        masks = self._mask(block.grids(state["vectors"]))
+        seen = blend_sides(p.images[images], p.checks[images], masks, complement=False)
+        with autocast(self._schedule.precision, seen.device):
+            activations = self._model.activations(seen, prototypes).to(seen.dtype)
+        kept = relative_activation(activations, p.before[pairs], p.floors[pairs]).clamp(max=1)[:, None]
+        better = rows[:, None] & (kept >= state["record"])
+        state["best"] = torch.where(better, state["vectors"], state["best"])
+        state["record"] = torch.where(better, kept, state["record"])
+        spoiled = rows & (kept < state["record"] - self._schedule.held_out)[:, 0]
+        state["vectors"] = torch.where(spoiled[:, None], state["best"], state["vectors"])
+        return spoiled
+
+    def _mask(self, grids: list[Tensor]) -> Tensor:
+        """[n, H, W], the product of the scales' masks."""
+        size = (self._problems.images.shape[-2], self._problems.images.shape[-1])
+        mask = render(grids[0], size)
+        for grid in grids[1:]:
+            mask = mask * render(grid, size)
+        return mask
+
+    def _gather(self) -> None:
+        """The images, fills and activations of the problems in work, in the order of the blocks."""
+        if not self._stale:
+            return
+        p = self._problems
+        rows = torch.tensor([pair for block in self._blocks for pair in block.pairs], device=p.images.device)
+        self._images, self._fills = p.images[p.rows[rows]].contiguous(), p.fills[p.fill_rows[rows]].contiguous()
+        self._prototypes, self._before, self._floors = p.prototypes[rows], p.before[rows], p.floors[rows]
+        self._stale = False
+
+    def _relative(self, masks: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """[n] relative activations of what the masks keep and of what they remove (zeros where nobody asks)."""
+        seen = blend_sides(self._images, self._fills, masks, complement=self._sides > 1)
+        prototypes = self._prototypes.repeat(self._sides)
+        with autocast(self._schedule.precision, seen.device):
+            parts = zip(seen.split(batch), prototypes.split(batch), strict=True)
+            activations = torch.cat([self._model.activations(*part) for part in parts])
+        sides = activations.to(seen.dtype).view(self._sides, -1)
+        relative = [relative_activation(side, self._before, self._floors) for side in sides]
+        return relative[0], relative[-1] if len(relative) > 1 else torch.zeros_like(relative[0])
