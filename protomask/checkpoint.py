@@ -25,11 +25,12 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
-from protomask.checks import check_choice, check_count, check_number
+from protomask.checks import check_area, check_choice, check_count, check_number
 from protomask.errors import CheckpointError, InputError, ModelError, ProtomaskError, expected
 from protomask.files import write_bytes, write_text
 from protomask.foreign import Foreign, Layout, Stated, check_harmless, read_foreign
 from protomask.model import IMAGENET_MEAN, IMAGENET_STD, Family, PrototypeModel, families, wrap
+from protomask.opening import is_file, is_folder, read_text
 from protomask.trusted import load_trusted
 
 FORMAT_VERSION = 1
@@ -121,7 +122,7 @@ class Description:
         for name in ("family", "backbone"):
             _text(name, getattr(self, name))
         self._freeze("prototype_shape", _counts("prototype_shape", self.prototype_shape, 4))
-        self._freeze("size", _counts("size", self.size, 2))
+        self._freeze("size", check_area("size", _pair(_counts("size", self.size, 2))))
         check_count("num_classes", self.num_classes)
         for name, choices in (("activation", ACTIVATIONS), ("add_on", ADD_ONS), ("resize", RESIZES), ("crop", CROPS)):
             check_choice(name, getattr(self, name), choices)
@@ -194,8 +195,12 @@ def read_description(folder: str | os.PathLike[str]) -> Description:
     """
     path = _member(Path(folder), DESCRIPTION)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        values = json.loads(read_text(path, "a JSON file", CheckpointError))
+    except RecursionError as error:
+        raise CheckpointError(expected(str(path), "a JSON file", "one that is nested too deeply")) from error
+    except ValueError as error:
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(expected(str(path), "a JSON file", error)) from error
     if not isinstance(values, dict):
         raise CheckpointError(expected(str(path), "a JSON object", type(values).__name__))
@@ -230,7 +235,7 @@ def load_checkpoint(path: str | os.PathLike[str], *, stated: Stated | None = Non
         ModelError: the family's adapter refuses the module.
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         return _load_folder(path)
     try:
         return _load_foreign(path, stated or Stated())
@@ -253,10 +258,7 @@ def _load_folder(folder: Path) -> Checkpoint:
     path = _member(folder, TENSORS)
     tensors = _read_tensors(path)
     _check_size(folder, description, tensors)
-    module = _build(folder, family, description)
-    _fill(path, module, tensors)
-    module.eval()
-    return Checkpoint(family.wrap(module), module, description, folder)
+    return _filled(path, folder, family, description, tensors)
 
 
 def _load_trusted(path: Path, reason: Exception) -> Checkpoint:
@@ -276,18 +278,29 @@ def _load_foreign(path: Path, stated: Stated) -> Checkpoint:
         wanted = f"a model of a known family ({', '.join(families())})"
         raise CheckpointError(expected(str(path), wanted, f"a {foreign.kind} with {some}, ..."))
     description, tensors = known[0].adopt(foreign, known[1], stated)
-    module = _build(path, known[0], description)
+    return _filled(path, path, known[0], description, tensors)
+
+
+def _filled(
+    path: Path, source: Path, family: Family, description: Description, tensors: dict[str, Tensor]
+) -> Checkpoint:
+    """The family's module with the tensors of ``path`` in it; ``source`` is the folder or file it all came from."""
+    # First without memory for its weights, since a description may ask for layers of any size.
+    with torch.device("meta"):
+        outline = _build(source, family, description)
+    _check_tensors(path, _tensors_of(outline), tensors)
+    module = _build(source, family, description)
     _fill(path, module, tensors)
     module.eval()
-    return Checkpoint(known[0].wrap(module), module, description, path.parent)
+    return Checkpoint(family.wrap(module), module, description, source if is_folder(source) else source.parent)
 
 
 def _member(folder: Path, name: str) -> Path:
-    if not folder.is_dir():
-        came = "a file" if folder.exists() else "no such folder"
+    if not is_folder(folder):
+        came = "a file" if is_file(folder) else "no such folder"
         raise CheckpointError(expected("checkpoint", f"a folder with {DESCRIPTION} and {TENSORS} at {folder}", came))
     path = folder / name
-    if not path.is_file():
+    if not is_file(path):
         raise CheckpointError(expected(str(path), f"the checkpoint's {name}", "no such file"))
     return path
 
@@ -321,10 +334,13 @@ def _build(folder: Path, family: Family, description: Description) -> nn.Module:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    with path.open("rb") as file:
-        head = file.read(9)
-    size = path.stat().st_size
     wanted = "a whole safetensors file"
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise CheckpointError(expected(str(path), wanted, error)) from error
+    size = path.stat().st_size
     # A safetensors file opens with the length of its header, 8 bytes, then the header itself, a JSON object.
     if head[8:9] != b"{":
         raise CheckpointError(expected(str(path), wanted, _kind_of(head, size)))
@@ -350,17 +366,22 @@ def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
 
 def _fill(path: Path, module: nn.Module, tensors: dict[str, Tensor]) -> None:
     wanted = _tensors_of(module)
+    _check_tensors(path, wanted, tensors)
+    state = module.state_dict()
+    module.load_state_dict({name: tensors[name] for name in state})
+    rest = {name: tensor.to(wanted[name].dtype).clone() for name, tensor in tensors.items() if name not in state}
+    if rest:
+        module.load_extra_tensors(rest)  # type: ignore[operator]
+
+
+def _check_tensors(path: Path, wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """CheckpointError unless the tensors have the names, shapes and dtypes of ``wanted`` and are finite."""
     for problem, names in (("missing", wanted.keys() - tensors.keys()), ("unexpected", tensors.keys() - wanted.keys())):
         if names:
             some = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
             raise CheckpointError(expected(str(path), f"{len(wanted)} tensors", f"{len(names)} {problem}: {some}"))
     for name, tensor in tensors.items():
         _check_tensor(f"{path}: {name}", tensor, wanted[name])
-    state = module.state_dict()
-    module.load_state_dict({name: tensors[name] for name in state})
-    rest = {name: tensor.to(wanted[name].dtype).clone() for name, tensor in tensors.items() if name not in state}
-    if rest:
-        module.load_extra_tensors(rest)  # type: ignore[operator]
 
 
 def _check_tensor(name: str, tensor: Tensor, wanted: Tensor) -> None:
@@ -391,7 +412,13 @@ def _record(kind: type[_Record], name: str, values: object) -> _Record:
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise InputError(expected(name, "a string", repr(value)))
+    if any("\ud800" <= c <= "\udfff" for c in value):  # JSON can say them, but no file of ours could hold them
+        raise InputError(expected(name, "a string without half a surrogate pair", repr(value)[:200]))
     return value
+
+
+def _pair(counts: tuple[int, ...]) -> tuple[int, int]:
+    return counts[0], counts[1]
 
 
 def _number(name: str, value: Any) -> float:

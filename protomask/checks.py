@@ -17,6 +17,8 @@ from protomask.errors import InputError, expected
 
 Shape = Sequence[str | int]
 
+MOST_INPUT = 1 << 26  # pixels, 8192 x 8192: one image of float32 takes 805 MB
+
 
 def _fits(shape: Sequence[int], wanted: Shape) -> bool:
     return len(shape) == len(wanted) and all(isinstance(w, str) or s == w for s, w in zip(shape, wanted, strict=True))
@@ -34,6 +36,8 @@ def check_tensor(name: str, value: object, shape: Shape, *, finite: bool = True)
         raise InputError(expected(name, f"shape {_spell(shape)}", _spell(tuple(value.shape))))
     if not value.is_floating_point():
         raise InputError(expected(name, "a floating-point dtype", value.dtype))
+    if finite and value.is_meta:
+        raise InputError(expected(name, "a tensor with values", "one on the meta device"))
     if finite and not torch.isfinite(value).all():
         bad = int((~torch.isfinite(value)).sum())
         raise InputError(expected(name, "finite values", f"{bad} NaN or infinite of {value.numel()}"))
@@ -55,11 +59,21 @@ def check_number(
     name: str, value: float, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False
 ) -> float:
     """``value`` as it came, if it is a number in [low, high] (or (low, high] with ``open_low``); else InputError."""
-    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not number or math.isnan(value) or not low <= value <= high or (open_low and value == low):
+    number = _as_float(value)
+    if not low <= number <= high or (open_low and number == low):  # NaN compares false
         bracket = "(" if open_low else "["
         raise InputError(expected(name, f"a number in {bracket}{low}, {high}]", repr(value)))
     return value
+
+
+def _as_float(value: object) -> float:
+    """NaN for what is no number, or a greater one than floats can be."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
 
 
 def check_count(name: str, value: int, low: int = 1) -> int:
@@ -67,6 +81,13 @@ def check_count(name: str, value: int, low: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
         raise InputError(expected(name, f"an integer of at least {low}", repr(value)))
     return int(value)
+
+
+def check_area(name: str, size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) as it came, if so many pixels can be an input (:data:`MOST_INPUT`); else InputError."""
+    if size[0] * size[1] > MOST_INPUT:
+        raise InputError(expected(name, f"at most {MOST_INPUT} pixels", f"{size[0]} x {size[1]}"))
+    return size
 
 
 def check_index(name: str, value: int, size: int) -> int:

@@ -13,6 +13,7 @@ from protomask.checkpoint import Checkpoint, Description, load_checkpoint, save_
 from protomask.errors import CheckpointError, ModelError, expected
 from protomask.foreign import Stated
 from protomask.model import PrototypeModel, untouched, wrap
+from protomask.opening import is_file
 from protomask.trusted import load_trusted
 
 _IMAGES = 2
@@ -52,7 +53,7 @@ def convert(
         ModelError: the family's adapter refuses the module.
         ResourceError: the folder cannot be written.
     """
-    if not Path(path).is_file():
+    if not is_file(path):
         raise CheckpointError(expected("checkpoint", f"a file at {path}", "no file"))
     read = load_checkpoint(path, stated=stated)
     if read.description is None:  # only a trusted file has none

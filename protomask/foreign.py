@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from protomask.errors import CheckpointError, expected
+from protomask.opening import check_regular
 from protomask.pickles import ALLOWED, Global, Inert, read_pickled
 
 STATE_DICT, MODULE, OTHER = "state dict", "module", "other"
@@ -186,12 +187,14 @@ def verdict(name: Global, how: frozenset[str]) -> str:
 
 
 def _is_safetensors(path: Path) -> bool:
-    if not path.is_file():
-        raise CheckpointError(expected("checkpoint", f"a file at {path}", "no such file"))
-    with path.open("rb") as file:
-        head = file.read(9)
+    size = check_regular(path, "a checkpoint file", CheckpointError)
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise CheckpointError(expected(str(path), "a file that can be read", error)) from error
     # The length of a JSON header, 8 bytes, then the header.
-    return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
+    return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < size
 
 
 def _read_safetensors(path: Path, data: bool) -> Foreign:

@@ -17,6 +17,7 @@ from torch import Tensor
 from protomask.checkpoint import TENSORS, Description, read_description, recognise
 from protomask.errors import CheckpointError, expected
 from protomask.foreign import MODULE, Foreign, Layout, check_harmless, parameter_count, read_foreign, verdict
+from protomask.opening import check_regular, is_folder
 from protomask.pickles import Inert, printable
 
 OURS = "protomask checkpoint"
@@ -86,16 +87,15 @@ def inspect_checkpoint(path: str | os.PathLike[str], *, key: str | None = None) 
         CheckpointError: nothing there, or a folder that is no checkpoint of ours.
     """
     path = Path(path)
-    if not path.exists():
-        raise CheckpointError(expected("checkpoint", f"a folder or a file at {path}", "neither"))
-    if path.is_dir():
+    if is_folder(path):
         return _ours(path)
+    size = check_regular(path, "a checkpoint: a folder or a file", CheckpointError)
     foreign = read_foreign(path, key=key, data=False)
     known = recognise(foreign) if foreign.tensors else None
     layout = None if known is None else known[1]
     return Inspection(
         str(path),
-        path.stat().st_size,
+        size,
         foreign.form,
         foreign.kind,
         foreign.keys,
@@ -132,7 +132,7 @@ def _ours(folder: Path) -> Inspection:
         with safe_open(path, framework="pt") as file:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             shapes = {name: (part.get_shape(), str(part.get_dtype())) for name, part in parts.items()}
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(expected(str(path), "a whole safetensors file", error)) from error
     statistics = ("running_mean", "running_var", "prototype_class_identity")
     counted = [s for n, (s, d) in shapes.items() if "F" in d and n.rpartition(".")[2] not in statistics]

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from protomask.checkpoint import Description, load_checkpoint
 from protomask.data import Dataset, Sample
 from protomask.data.images import read_image
-from protomask.errors import DataError, InputError, expected
+from protomask.errors import DataError, InputError, ModelError, expected
 from protomask.foreign import Stated
 from protomask.model import Contract, contract, families
+from protomask.opening import is_file, is_folder
 
 FORMS = "a checkpoint folder or file, demo:NAME or package.module:factory"
 
@@ -51,7 +54,7 @@ class Loaded:
         if self.description is None or self.folder is None or not self.description.prototypes:
             return None
         stored = self.description.prototypes[prototype]
-        if not stored.file or not (self.folder / stored.file).is_file():
+        if not stored.file or not is_file(self.folder / stored.file):
             return None
         return read_image(self.folder / stored.file), stored.box
 
@@ -77,9 +80,9 @@ def load_model(text: str, device: str = "cpu", size: tuple[int, int] | None = No
     if text.startswith("demo:"):
         return _checkpoint(_demo(text.removeprefix("demo:")), text, device)
     path = Path(text)
-    if path.is_dir():
+    if is_folder(path):
         return _checkpoint(path, path.name or text, device)
-    if path.is_file():
+    if is_file(path):
         return _checkpoint(path, path.stem, device, size, trust=trust)
     if ":" in text:
         return _made(text, device, size)
@@ -97,6 +100,8 @@ def _checkpoint(
     path: Path, name: str, device: str, size: tuple[int, int] | None = None, *, trust: bool = False
 ) -> Loaded:
     loaded = load_checkpoint(path, stated=Stated(size=size), trust=trust)
+    if loaded.description is None:  # the others' tensors were checked one by one
+        check_finite(loaded.module)
     loaded.module.to(device)
     model, description = contract(loaded.model), loaded.description
     if description is None:
@@ -110,10 +115,11 @@ def _made(text: str, device: str, size: tuple[int, int] | None) -> Loaded:
         sys.path.insert(0, str(Path.cwd()))
     try:
         factory = getattr(importlib.import_module(module_name), factory_name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # TypeError: a name that begins with a dot
         raise InputError(expected("MODEL", FORMS, f"{text!r} ({error})")) from error
     model = contract(factory())
     if model.module is not None:
+        check_finite(model.module)
         model.module.to(device)
     return _sized(factory_name, model, size)
 
@@ -124,6 +130,14 @@ def _sized(name: str, model: Contract, size: tuple[int, int] | None) -> Loaded:
     if size is None:
         raise InputError(expected("--size", "the input's height and width, since the model does not tell", None))
     return Loaded(name, model, size, class_names=tuple(getattr(model.source, "class_names", ())))
+
+
+def check_finite(module: nn.Module) -> None:
+    """ModelError where a floating-point parameter or buffer is NaN or infinite: every activation would be NaN."""
+    for name, tensor in module.state_dict().items():
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise ModelError(expected(f"model: {name}", "finite values", f"{bad} NaN or infinite of {tensor.numel()}"))
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from protomask.checks import check_tensor
+from protomask.checks import check_count, check_tensor
 from protomask.errors import InputError, expected
 
 
@@ -87,7 +87,18 @@ class Localisation:
     settings: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.targets, Targets):
+            raise InputError(expected("Localisation.targets", "a Targets record", _kind(self.targets)))
         n = len(self.targets)
+        for name, kind in (
+            ("method", str),
+            ("fill", str),
+            ("masks", bool),
+            ("mask_vectors", Mapping),
+            ("settings", Mapping),
+        ):
+            if not isinstance(getattr(self, name), kind):
+                raise InputError(expected(f"Localisation.{name}", f"a {kind.__name__}", _kind(getattr(self, name))))
         check_tensor("Localisation.maps", self.maps, (n, "H", "W"))
         for name, width in (("boxes", 4), ("peaks", 2)):
             value = getattr(self, name)
@@ -95,9 +106,12 @@ class Localisation:
                 raise InputError(expected(f"Localisation.{name}", f"an int64 tensor [{n}, {width}]", _kind(value)))
         for name in ("activations_before", "activations_after", "scores"):
             check_tensor(f"Localisation.{name}", getattr(self, name), (n,), finite=False)
-        if self.located.dtype != torch.bool or self.located.shape != (n,) or len(self.reasons) != n:
-            raise InputError(expected("Localisation.located, reasons", f"{n} booleans and strings", len(self.reasons)))
+        if not isinstance(self.located, Tensor) or self.located.dtype != torch.bool or self.located.shape != (n,):
+            raise InputError(expected("Localisation.located", f"a bool tensor [{n}]", _kind(self.located)))
+        if not _texts(self.reasons, n):
+            raise InputError(expected("Localisation.reasons", f"a tuple of {n} strings", _kind(self.reasons)))
         for scale, vectors in self.mask_vectors.items():
+            check_count("Localisation.mask_vectors: scale", scale)
             check_tensor(f"Localisation.mask_vectors[{scale}]", vectors, (n, scale, scale))
 
     def __len__(self) -> int:
@@ -128,6 +142,10 @@ class Localisation:
         reasons = tuple(r for p in parts for r in p.reasons)
         vectors = {s: torch.cat([p.mask_vectors[s] for p in parts]) for s in first.mask_vectors}
         return replace(first, targets=targets, **joined, reasons=reasons, mask_vectors=vectors)
+
+
+def _texts(value: object, count: int) -> bool:
+    return isinstance(value, tuple) and len(value) == count and all(isinstance(text, str) for text in value)
 
 
 def _kind(value: object) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from operator import index
 
 import torch
 from torch import Tensor
@@ -72,7 +73,7 @@ def _named(text: str, model: Contract, images: int, activations: Tensor | None) 
             raise InputError(expected("activations", f"a tensor [B, P], which {text!r} needs", None))
         # A stable sort, so that ties go to the lower index whatever the batch.
         chosen = activations.cpu().sort(dim=1, descending=True, stable=True).indices[:, :count]
-    elif match := re.fullmatch(r"class:(\d+)", text):
+    elif match := re.fullmatch(r"class:(\d{1,9})", text):
         chosen = class_prototypes(model, [int(match[1])]).expand(images, -1)
     else:
         raise InputError(expected("targets", FORMS, repr(text)))
@@ -81,7 +82,7 @@ def _named(text: str, model: Contract, images: int, activations: Tensor | None) 
 
 
 def _top_count(text: str, prototypes: int) -> int:
-    match = re.fullmatch(r"top:(\d+)", text)
+    match = re.fullmatch(r"top:(\d{1,9})", text)
     if match is None or int(match[1]) < 1:
         raise InputError(expected("targets", "top:K with K of at least 1", repr(text)))
     return min(int(match[1]), prototypes)
@@ -90,9 +91,10 @@ def _top_count(text: str, prototypes: int) -> int:
 def _explicit(pairs: Sequence[tuple[int, int]] | Tensor) -> Tensor:
     if not isinstance(pairs, Tensor):
         try:
-            pairs = torch.tensor([[int(i), int(p)] for i, p in pairs], dtype=torch.int64).reshape(-1, 2)
-        except (TypeError, ValueError) as error:
+            pairs = torch.tensor([[index(i), index(p)] for i, p in pairs], dtype=torch.int64).reshape(-1, 2)
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # the last of what int64 cannot hold
             raise InputError(expected("targets", FORMS, repr(pairs)[:80])) from error
-    if pairs.dim() != 2 or pairs.shape[1] != 2 or pairs.is_floating_point() or pairs.dtype == torch.bool:
+    integers = not (pairs.is_floating_point() or pairs.is_complex() or pairs.dtype == torch.bool)
+    if pairs.dim() != 2 or pairs.shape[1] != 2 or not integers or pairs.is_meta:
         raise InputError(expected("targets", "integer pairs [N, 2]", f"{pairs.dtype} {list(pairs.shape)}"))
     return pairs.to("cpu", torch.int64)

@@ -30,6 +30,7 @@ from protomask.foreign import Foreign, Layout, Stated
 from protomask.inspection import shown
 from protomask.layers import check_layers
 from protomask.model import IMAGENET_MEAN, IMAGENET_STD
+from protomask.opening import check_regular
 from protomask.pickles import Inert
 from protomask.training.backbones import BACKBONES
 
@@ -311,14 +312,15 @@ def read_classes(path: Path, prototypes: int, classes: int) -> Tensor:
         CheckpointError: no such file, of five columns (without class), of another number of rows, or a prototype
             without class.
     """
+    check_regular(path, "upstream's bb.npy", CheckpointError)
     try:
         # Mapped: a header that promises more than the file holds is refused before anything is allocated.
-        table = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        table = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # damaged headers make numpy's parser raise almost any type
         raise CheckpointError(expected(str(path), "upstream's bb.npy", error)) from error
-    if not isinstance(table, np.ndarray) or table.ndim != 2 or table.shape[1] != 6:
-        came = list(table.shape) if isinstance(table, np.ndarray) else type(table).__name__
-        raise CheckpointError(expected(str(path), "six columns, the last of them the class", came))
+    if table.ndim != 2 or table.shape[1] != 6 or table.dtype.kind not in "iuf":
+        came = f"{list(table.shape)} of {table.dtype}"
+        raise CheckpointError(expected(str(path), "six columns of numbers, the last of them the class", came))
     if len(table) != prototypes:
         wanted = f"a row for each of the {prototypes} prototypes (a pruned model has a bb.npy of its own)"
         raise CheckpointError(expected(str(path), wanted, f"{len(table)} rows"))

@@ -121,11 +121,11 @@ def test_classes_come_from_bb_npy(tmp_path: Path) -> None:
 
 
 WRONG_BOXES: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "five columns": (lambda p: boxes(p, [0] * 6, columns=5), "six columns"),
+    "five columns": (lambda p: boxes(p, [0] * 6, columns=5), "six columns of numbers"),
     "another count": (lambda p: boxes(p, [0] * 7), "a row for each of the 6 prototypes"),
     "never found": (lambda p: boxes(p, [0, 1, 2, 0, 1, -1]), "1 others"),
     "too many classes": (lambda p: boxes(p, [0, 1, 2, 0, 1, 3]), "classes in 0 .. 2"),
-    "no file": (lambda p: p, "No such file"),
+    "no file": (lambda p: p, "no such file"),
     "a pickle": (lambda p: np.save(p, np.array([{}]), allow_pickle=True) or p, "upstream's bb"),
     "a bomb": (lambda p: p.write_bytes(huge_header()) and p, "upstream's bb"),
 }

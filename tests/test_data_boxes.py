@@ -290,7 +290,7 @@ def test_what_is_wrong_is_named(root: Path, file: str, old: str, new: str, messa
 
 def test_no_text_and_no_files(root: Path, tmp_path: Path) -> None:
     (root / "boxes.csv").write_bytes(b"id,class\xff\n")
-    with pytest.raises(DataError, match=r"boxes\.csv: expected a readable UTF-8 table"):
+    with pytest.raises(DataError, match=r"boxes\.csv: expected a table, readable and in UTF-8"):
         BoxList(root, label="view")
     (root / "boxes.csv").unlink()
     with pytest.raises(DataError, match=r"boxes\.csv: expected a table, got no such file"):

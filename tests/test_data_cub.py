@@ -284,7 +284,7 @@ def test_windows_line_ends_and_byte_order_marks_are_read(tmp_path: Path) -> None
 
 def test_tables_that_are_no_text(root: Path) -> None:
     (root / "classes.txt").write_bytes(b"9 \xff\xfe\x00")
-    with pytest.raises(DataError, match=r"classes\.txt: expected a readable UTF-8 table"):
+    with pytest.raises(DataError, match=r"classes\.txt: expected a table of .*, readable and in UTF-8"):
         Cub(root)
     with pytest.raises(DataError, match="expected the folder of CUB-200-2011"):
         Cub(root / "nowhere")

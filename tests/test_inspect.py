@@ -189,7 +189,7 @@ def test_our_own_format(tmp_path: Path) -> None:
     found = inspect_checkpoint(tmp_path)
     assert (found.kind, found.form, found.loads) == ("protomask checkpoint", "folder", "yes")
     assert found.parameters == sum(p.numel() for p in module.parameters())
-    with pytest.raises(CheckpointError, match="neither"):
+    with pytest.raises(CheckpointError, match="no such file"):
         inspect_checkpoint(tmp_path / "nowhere")
 
 

@@ -11,6 +11,8 @@ from protomask.checks import check_array
 from protomask.data._tables import Row
 from protomask.data.sample import Sample
 
+MOST_SIDE = 10**9  # pixels; sums and products of such numbers stay exact enough and finite
+
 
 @dataclass(frozen=True)
 class Box:
@@ -42,9 +44,21 @@ def read_box(name: str, row: Row, columns: Sequence[int], scale: float = 1.0) ->
     """
     pairs = zip(columns, ("x", "y", "w", "h"), strict=True)
     x, y, width, height = (row.number(column, what) * scale for column, what in pairs)
-    if width <= 0 or height <= 0:
+    return Box(name, box_edges(row, x, y, width, height), row)
+
+
+def box_edges(row: Row, x: float, y: float, width: float, height: float) -> tuple[float, float, float, float]:
+    """(x0, y0, x1, y1), exclusive end, of the box that ``row`` gives.
+
+    Raises:
+        DataError: a width or height not above 0 (or lost to rounding), or numbers that no image's pixels have.
+    """
+    x1, y1 = x + width, y + height
+    if not (x < x1 and y < y1):
         raise row.complaint("a width and height above 0", f"{width:g} and {height:g}")
-    return Box(name, (x, y, x + width, y + height), row)
+    if max(-x, -y, x1, y1) > MOST_SIDE:
+        raise row.complaint(f"a box within {MOST_SIDE} pixels", f"x {x:g} to {x1:g}, y {y:g} to {y1:g}")
+    return x, y, x1, y1
 
 
 def annotate(sample: Sample, edges: np.ndarray) -> Sample:

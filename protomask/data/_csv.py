@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from protomask.data._tables import Row
+from protomask.data._tables import Row, shortened
 from protomask.errors import DataError, expected
+from protomask.opening import read_text
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,9 @@ def read_csv(path: Path) -> Table:
             continue
         row = Row(path, line, (*filled, *[""] * (len(header) - len(filled))))
         if len(filled) > len(header) or (len(cells) != width and len(cells) < len(header)):
-            raise row.complaint(f"{len(header)} cells ({', '.join(header)})", f"{len(cells)}: {','.join(cells)!r}")
+            raise row.complaint(
+                f"{len(header)} cells ({', '.join(header)})", f"{len(cells)}: {shortened(','.join(cells))}"
+            )
         rows.append(row)
     if not rows:
         raise DataError(expected(str(path), "a table with a header and lines below it", "no line below a header"))
@@ -93,7 +96,7 @@ def read_names(path: Path) -> dict[str, int]:
         DataError: no such file, no UTF-8, no name, or one twice.
     """
     found: dict[str, int] = {}
-    for line, content in enumerate(_text(path).split("\n"), start=1):
+    for line, content in enumerate(read_text(path, "a list of names").split("\n"), start=1):
         name = content.strip()
         if not name:
             continue
@@ -106,20 +109,11 @@ def read_names(path: Path) -> dict[str, int]:
 
 
 def _lines(path: Path) -> list[tuple[int, tuple[str, ...]]]:
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(read_text(path, "a table"), newline=""), strict=True)
     try:
         return [(reader.line_num, tuple(cell.strip() for cell in cells)) for cells in reader]
     except csv.Error as error:
         raise DataError(expected(f"{path}, line {reader.line_num}", "cells separated by commas", error)) from error
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise DataError(expected(str(path), "a table", "no such file")) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(expected(str(path), "a readable UTF-8 table", error)) from error
 
 
 def _stripped(cells: Sequence[str]) -> tuple[str, ...]:

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protomask.errors import DataError, expected
+from protomask.opening import read_text
+
+_DIGITS = 18  # of an integer that 64 bits hold; Python refuses to read one of thousands
+_SHOWN = 200  # characters of a cell in a message
 
 
 @dataclass(frozen=True)
@@ -37,25 +41,32 @@ class Row:
     def count(self, column: int, name: str) -> int:
         """The column as an integer of at least 0, or DataError."""
         text = self.cells[column]
-        if not (text.isascii() and text.isdigit()):
-            raise self.complaint(f"{name} to be an integer of at least 0", repr(text))
+        if not (text.isascii() and text.isdigit() and len(text) <= _DIGITS):
+            raise self.complaint(f"{name} to be an integer of at least 0", shortened(text))
         return int(text)
 
     def number(self, column: int, name: str) -> float:
         """The column as a finite number, or DataError."""
+        text = self.cells[column]
         try:
-            value = float(self.cells[column])
+            # Python would also take 1_000 and the digits of other scripts.
+            value = float(text) if text.isascii() and "_" not in text else math.nan
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            raise self.complaint(f"{name} to be a finite number", repr(self.cells[column]))
+            raise self.complaint(f"{name} to be a finite number", shortened(text))
         return value
 
     def flag(self, column: int, name: str) -> bool:
         """The column as 0 or 1, or DataError."""
         if self.cells[column] not in ("0", "1"):
-            raise self.complaint(f"{name} to be 0 or 1", repr(self.cells[column]))
+            raise self.complaint(f"{name} to be 0 or 1", shortened(self.cells[column]))
         return self.cells[column] == "1"
+
+
+def shortened(text: str) -> str:
+    """A cell as a message shows it: in quotes, and cut where a line would drown the message."""
+    return repr(text) if len(text) <= _SHOWN else f"{text[:_SHOWN]!r}... ({len(text)} characters)"
 
 
 def read_rows(path: Path, columns: Sequence[str], *, open_end: bool = False) -> list[Row]:
@@ -67,12 +78,7 @@ def read_rows(path: Path, columns: Sequence[str], *, open_end: bool = False) -> 
     Raises:
         DataError: no such file, no UTF-8, no line, or a line with another number of columns.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise DataError(expected(str(path), "a table of " + " ".join(columns), "no such file")) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(expected(str(path), "a readable UTF-8 table", error)) from error
+    text = read_text(path, "a table of " + " ".join(columns)).replace("\r\n", "\n").replace("\r", "\n")
     rows = []
     for line, content in enumerate(text.split("\n"), start=1):
         cells = tuple(content.strip().split(None, len(columns) - 1 if open_end else -1))
@@ -80,7 +86,9 @@ def read_rows(path: Path, columns: Sequence[str], *, open_end: bool = False) -> 
             continue
         row = Row(path, line, cells)
         if len(cells) != len(columns):
-            raise row.complaint(f"{len(columns)} columns ({' '.join(columns)})", f"{len(cells)}: {content.strip()!r}")
+            raise row.complaint(
+                f"{len(columns)} columns ({' '.join(columns)})", f"{len(cells)}: {shortened(content.strip())}"
+            )
         rows.append(row)
     if not rows:
         raise DataError(expected(str(path), "a table of " + " ".join(columns), "an empty file"))

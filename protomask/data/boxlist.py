@@ -45,6 +45,7 @@ from protomask.data.levels import Window, check_window
 from protomask.data.sample import Geometry, Sample
 from protomask.data.transforms import CROPS, check_size, make_sample
 from protomask.errors import DataError, InputError, expected
+from protomask.opening import is_folder
 
 SPLITS = ("train", "dev", "test", "all")
 TASKS = ("side",)
@@ -217,7 +218,7 @@ class _Names:
 
 
 def _open_table(path: Path) -> Table:
-    if not path.parent.is_dir():
+    if not is_folder(path.parent):
         raise DataError(expected(str(path.parent), "a folder with images.csv and boxes.csv", "no such folder"))
     return read_csv(path)
 

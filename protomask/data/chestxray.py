@@ -35,6 +35,7 @@ from protomask.data.levels import Window, check_window
 from protomask.data.sample import Sample
 from protomask.data.transforms import check_size, make_sample
 from protomask.errors import DataError, InputError, expected
+from protomask.opening import is_file, is_folder
 
 SPLITS = ("train", "dev", "test", "all")
 FINDINGS = (
@@ -192,9 +193,9 @@ class ChestXray14:
 
 
 def _read_tables(root: Path) -> tuple[list[_Record], int]:
-    if not root.is_dir():
+    if not is_folder(root):
         raise DataError(expected(str(root), f"the folder of ChestX-ray14, with {_ENTRIES[0]}", "no such folder"))
-    found = next((root / name for name in _ENTRIES if (root / name).is_file()), None)
+    found = next((root / name for name in _ENTRIES if is_file(root / name)), None)
     if found is None:
         raise DataError(expected(str(root), f"a file {' or '.join(_ENTRIES)}", "neither"))
     table = read_csv(found)
@@ -226,7 +227,7 @@ def _findings(row: Row, column: int) -> tuple[str, ...]:
 
 def _read_boxes(path: Path, known: Mapping[str, Row]) -> dict[str, dict[str, list[Box]]]:
     """Boxes in the frame of :data:`BOX_FRAME`, by image and finding; none where there is no file."""
-    if not path.is_file():
+    if not is_file(path):
         return {}
     table = read_csv(path)
     image = table.column("the image", ["Image Index"])
@@ -261,7 +262,7 @@ def _in_split(
 ) -> frozenset[str]:
     """The images in a split."""
     patients = [r.patient for r in records]
-    listed = {name: root / file for name, file in _LISTS.items() if (root / file).is_file()}
+    listed = {name: root / file for name, file in _LISTS.items() if is_file(root / file)}
     if len(listed) == 1:
         missing = next(file for name, file in _LISTS.items() if name not in listed)
         raise DataError(expected(str(root / missing), "the official list beside the other one", "no such file"))
@@ -307,15 +308,21 @@ def _official(lists: Mapping[str, Path], records: Sequence[_Record], partial: bo
 def _files(root: Path) -> dict[str, Path]:
     """The image files by their names without suffix, so that a copy of the set in another format is found too."""
     folders = [root / "images", *sorted(root.glob("images_[0-9][0-9][0-9]/images"))]
-    present = [folder for folder in folders if folder.is_dir()]
+    present = [folder for folder in folders if is_folder(folder)]
     if not present:
         raise DataError(expected(str(root), "images/ or images_001/images/ to images_012/images/", "neither"))
     found: dict[str, Path] = {}
     for folder in present:
-        for path in sorted(folder.iterdir()):
-            if is_image(path):
-                found.setdefault(path.stem, path)
+        for path in _listed(folder):
+            found.setdefault(path.stem, path)
     return found
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if is_image(path))
+    except OSError as error:
+        raise DataError(expected(str(folder), "a folder that can be listed", error)) from error
 
 
 def _check_present(records: Sequence[_Record], files: Mapping[str, Path], partial: bool) -> None:

@@ -10,17 +10,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 
 from protomask.checks import check_choice, check_index
+from protomask.data._boxes import box_edges
 from protomask.data._tables import Row, by_id, read_rows
 from protomask.data.images import read_image
 from protomask.data.inpaint import PART_RADIUS, inpaint_disc
 from protomask.data.sample import Sample
 from protomask.data.transforms import CROPS, check_size, make_sample
 from protomask.errors import DataError, InputError, expected
+from protomask.opening import is_folder
 
 SPLITS = ("train", "test", "all")
 SEGMENTED = 128  # of 255: the grey values are shares of annotators, so the majority's pixels
@@ -155,7 +157,7 @@ class Cub:
 
 
 def _read_tables(root: Path) -> tuple[dict[int, str], tuple[str, ...], list[_Record]]:
-    if not root.is_dir():
+    if not is_folder(root):
         raise DataError(expected(str(root), "the folder of CUB-200-2011, with images.txt", "no such folder"))
     images = by_id(read_rows(root / "images.txt", ("image_id", "path"), open_end=True), "image_id")
     paths = _paths(images)
@@ -181,12 +183,18 @@ def _paths(images: dict[int, Row]) -> dict[int, str]:
     first: dict[str, Row] = {}
     for row in images.values():
         path = row.cells[1]
-        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+        if _leaves(path) or not PurePosixPath(path).name:
             raise row.complaint("a path below images/", repr(path))
         if path in first:
             raise row.complaint("each path once", f"{path!r} again, first in line {first[path].line}")
         first[path] = row
     return {k: row.cells[1] for k, row in images.items()}
+
+
+def _leaves(path: str) -> bool:
+    """Whether a path leads out of its folder, on any system."""
+    read = (PurePosixPath(path), PureWindowsPath(path))
+    return any(p.anchor or ".." in p.parts for p in read)
 
 
 def _class(row: Row, classes: dict[int, Row]) -> int:
@@ -198,9 +206,7 @@ def _class(row: Row, classes: dict[int, Row]) -> int:
 
 def _box(row: Row) -> tuple[float, float, float, float]:
     x, y, width, height = (row.number(i, n) for i, n in enumerate(("x", "y", "width", "height"), start=1))
-    if width <= 0 or height <= 0:
-        raise row.complaint("a width and height above 0", f"{width} and {height}")
-    return x, y, x + width, y + height
+    return box_edges(row, x, y, width, height)
 
 
 def _points(path: Path, images: dict[int, str], parts: list[int]) -> dict[int, np.ndarray]:
@@ -237,9 +243,9 @@ def _chosen(species: Sequence[int] | None, present: list[int]) -> tuple[int, ...
 
 def _segmentation_folder(root: Path, given: str | Path | None, image_id: str) -> Path | None:
     if given is not None:
-        if not Path(given).is_dir():
+        if not is_folder(given):
             raise DataError(expected("segmentations", "a folder", given))
         return Path(given)
     # The published archive unpacks beside the data set; a folder of another's is known by its lack of our classes.
-    found = (p for p in (root / "segmentations", root.parent / "segmentations") if (p / image_id).parent.is_dir())
+    found = (p for p in (root / "segmentations", root.parent / "segmentations") if is_folder((p / image_id).parent))
     return next(found, None)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from protomask.checks import check_choice, check_index, check_number
 from protomask.data.images import list_images, read_image
@@ -20,6 +20,7 @@ from protomask.data.levels import Window, check_window
 from protomask.data.sample import Sample
 from protomask.data.transforms import check_size, make_sample
 from protomask.errors import DataError, expected
+from protomask.opening import is_folder, readable_name
 
 SPLITS = ("train", "test", "all")
 UNLABELLED = "unlabelled"
@@ -69,7 +70,7 @@ class Folder:
         self.size = check_size(size)
         self.window = check_window(window)
         check_number("fraction", fraction, 0, 1, open_low=True)
-        if not self.root.is_dir():
+        if not is_folder(self.root):
             raise DataError(expected("root", "a folder of images", root))
         folders = _split_folders(self.root)
         by_split = {name: _classes(folder) for name, folder in folders.items()}
@@ -134,7 +135,7 @@ class Folder:
     def _set(self, files: list[tuple[Path, int]]) -> None:
         self._files = tuple(file for file, _ in files)
         self.labels = tuple(label for _, label in files)
-        self.image_ids = tuple(file.relative_to(self.root).as_posix() for file in self._files)
+        self.image_ids = tuple(readable_name(file, self.root) for file in self._files)
 
 
 def draw_split(root: Path, files: list[Path], fraction: float = 0.8, seed: int = 0) -> dict[str, list[Path]]:
@@ -146,7 +147,7 @@ def draw_split(root: Path, files: list[Path], fraction: float = 0.8, seed: int =
     """
 
     def key(file: Path) -> str:
-        return hashlib.sha256(f"{seed}/{file.relative_to(root).as_posix()}".encode()).hexdigest()
+        return hashlib.sha256(f"{seed}/{readable_name(file, root)}".encode()).hexdigest()
 
     ranked = sorted(files, key=key)
     most = len(ranked) if fraction == 1 else max(1, len(ranked) - 1)
@@ -155,8 +156,8 @@ def draw_split(root: Path, files: list[Path], fraction: float = 0.8, seed: int =
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
-    held_out = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-    if held_out is not None and (root / "train").is_dir():
+    held_out = next((root / name for name in ("test", "val") if is_folder(root / name)), None)
+    if held_out is not None and is_folder(root / "train"):
         return {"train": root / "train", "test": held_out}
     return {"all": root}
 
@@ -164,7 +165,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
 def _classes(folder: Path) -> dict[str, list[Path]]:
     below: dict[str, list[Path]] = {}
     for file in list_images(folder):
-        parts = file.relative_to(folder).parts
+        parts = PurePosixPath(readable_name(file, folder)).parts
         below.setdefault(parts[0] if len(parts) > 1 else "", []).append(file)
     loose = below.pop("", [])
     if loose and below:

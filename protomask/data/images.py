@@ -16,11 +16,17 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from protomask.data.levels import Window, check_window, to_bytes
-from protomask.errors import DataError, expected
+from protomask.errors import DataError, ResourceError, expected
+from protomask.opening import check_regular, is_file, is_folder
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".npy", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
-MOST_PIXELS = 2 * 89_478_485  # of an array: where Pillow refuses to decode a file
+FORMATS = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""What Pillow may decode here, whatever a file is called: pixels only. It hands PostScript to an interpreter."""
+
+MOST_PIXELS = 2 * 89_478_485  # where Pillow refuses to decode a file, unless somebody took its limit away
+MOST_PER_BYTE = 10_000  # pixels; deflate packs 8 x 1032 one-bit pixels into a byte, the other formats fewer
+_UNBOUNDED = ("WEBP", "JPEG2000")  # a plain picture of any size takes them a few bytes
 MOST_ASPECT = 1000  # of an array: a list of vectors is no image
 
 _ORIENTATION = 0x0112
@@ -55,21 +61,25 @@ def read_image(path: str | Path, window: Window | None = None) -> np.ndarray:
         InputError: a window that is not two finite numbers, the lower first.
         DataError: the file is missing, empty, truncated, corrupt, no image, or has floating-point or 32-bit pixels; an
             array of another shape or dtype, with NaN or infinity, or out of range without a window.
+        ResourceError: too little memory for an image of an acceptable size.
     """
     path = Path(path)
     window = check_window(window)
     if path.suffix.lower() == ".npy":
         return _read_array(path, window)
     try:
-        with _no_truncated_images(), Image.open(path) as image:
+        size = check_regular(path, _WANTED)
+        with _no_truncated_images(), Image.open(path, formats=FORMATS) as image:
+            _check_pixels(path, image, size)
             image.load()
             return _rgb(_upright(image), path, window)
-    except (DataError, MemoryError):
+    except DataError:
         raise
-    except FileNotFoundError as error:
-        raise DataError(expected(str(path), _WANTED, "no such file")) from error
+    except MemoryError as error:
+        raise ResourceError(expected(str(path), "memory to decode it in", "too little")) from error
     except UnidentifiedImageError as error:
-        raise DataError(expected(str(path), _WANTED, _unidentified(path))) from error
+        came = f"{size} bytes in none of the formats {', '.join(FORMATS)}" if size else "an empty file"
+        raise DataError(expected(str(path), _WANTED, came)) from error
     except Exception as error:  # damaged files make Pillow's decoders raise almost any type
         raise DataError(expected(str(path), _WANTED, f"{type(error).__name__}: {error}")) from error
 
@@ -78,15 +88,15 @@ def list_images(path: str | Path) -> list[Path]:
     """The image files at ``path``: itself where it is a file, else those in the folder and below, sorted by path.
 
     In a folder, files count by suffix (:data:`IMAGE_SUFFIXES`, any case); names with a leading dot are left out. A file
-    that is named itself is returned whatever its suffix.
+    that is named itself is returned whatever its suffix. Whether a file can be read shows when it is.
 
     Raises:
         DataError: nothing is there, the folder cannot be listed, or it holds no image.
     """
     path = Path(path)
-    if path.is_file():
+    if is_file(path):
         return [path]
-    if not path.is_dir():
+    if not is_folder(path):
         raise DataError(expected(str(path), "an image file or a folder of images", "no such file or folder"))
     found = sorted(_walk(path), key=lambda p: p.relative_to(path).as_posix())
     if not found:
@@ -136,14 +146,23 @@ def _upright(image: Image.Image) -> Image.Image:
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
+def _check_pixels(path: Path, image: Image.Image, size: int) -> None:
+    """Refuse what a file of ``size`` bytes declares, before memory is allocated for it."""
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        raise DataError(expected(str(path), f"at most {MOST_PIXELS} pixels", f"{width} x {height} declared"))
+    if image.format not in _UNBOUNDED and width * height > MOST_PER_BYTE * size:
+        came = f"{width} x {height} declared by a file of {size} bytes"
+        raise DataError(expected(str(path), f"at most {MOST_PER_BYTE} pixels for each byte", came))
+
+
 def _rgb(image: Image.Image, path: Path, window: Window | None) -> np.ndarray:
     if image.mode == "F":
         raise DataError(expected(str(path), "an image of 8 or 16 bits", "floating-point pixels"))
     if image.mode.startswith("I"):
         return _three_channels(_from_16_bits(np.asarray(image), path, window))
-    if image.mode in ("P", "PA"):
-        image = image.convert("RGBA")  # straight to RGB would warn about transparency in a palette
-    return np.array(image.convert("RGB"))
+    image.info.pop("transparency", None)  # Pillow would warn that it cannot keep a palette's
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _from_16_bits(grey: np.ndarray, path: Path, window: Window | None) -> np.ndarray:
@@ -153,11 +172,10 @@ def _from_16_bits(grey: np.ndarray, path: Path, window: Window | None) -> np.nda
 
 
 def _read_array(path: Path, window: Window | None) -> np.ndarray:
+    check_regular(path, _WANTED)
     try:
         # Mapped, so that a damaged header cannot ask for more memory than the file has; pickles cannot be mapped.
         stored = np.lib.format.open_memmap(path, mode="r")
-    except FileNotFoundError as error:
-        raise DataError(expected(str(path), _WANTED, "no such file")) from error
     except Exception as error:  # damaged headers make numpy's parser raise almost any type
         raise DataError(expected(str(path), "a complete .npy array of numbers", f"{error}" or "no array")) from error
     shape = stored.shape
@@ -166,14 +184,9 @@ def _read_array(path: Path, window: Window | None) -> np.ndarray:
     if shape[0] * shape[1] > MOST_PIXELS or max(shape[:2]) > MOST_ASPECT * min(shape[:2]):
         wanted = f"at most {MOST_PIXELS} pixels, no side {MOST_ASPECT} times as long as the other"
         raise DataError(expected(str(path), wanted, list(shape)))
-    return _three_channels(to_bytes(np.array(stored), str(path), window))
+    return _three_channels(to_bytes(stored, str(path), window))
 
 
 def _three_channels(image: np.ndarray) -> np.ndarray:
     grey = image[..., None] if image.ndim == 2 else image
     return np.repeat(grey, 3, axis=2) if grey.shape[2] == 1 else grey
-
-
-def _unidentified(path: Path) -> str:
-    size = path.stat().st_size
-    return "an empty file" if size == 0 else f"{size} bytes in no image format that Pillow knows"

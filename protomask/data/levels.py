@@ -18,6 +18,7 @@ from protomask.errors import DataError, InputError, expected
 
 Window = tuple[float, float]
 
+_AT_ONCE = 1 << 20  # values
 DEPTHS = (8, 10, 12, 14, 16)
 """The bit depths that integers may be meant to have."""
 
@@ -29,7 +30,7 @@ def check_window(window: Sequence[float] | None) -> Window | None:
     wanted = "(low, high): two finite numbers, the lower first"
     try:
         low, high = (float(value) for value in window)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(expected("window", wanted, repr(window))) from error
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise InputError(expected("window", wanted, repr(window)))
@@ -52,15 +53,19 @@ def to_bytes(values: np.ndarray, name: str, window: Window | None = None) -> np.
     """
     if values.dtype == np.uint8:
         return values
-    if not (np.issubdtype(values.dtype, np.integer) or np.issubdtype(values.dtype, np.floating)):
+    if values.dtype.kind not in "iuf":  # numpy counts time spans among the integers
         raise DataError(expected(name, "integers or floating-point numbers", values.dtype))
-    if not np.isfinite(values).all():
+    if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
         bad = int((~np.isfinite(values)).sum())
         raise DataError(expected(name, "finite pixels", f"{bad} NaN or infinite of {values.size}"))
     low, high = window or _range(values, name)
-    # Before the difference, since that of two extreme values could overflow.
-    inside = np.clip(values.astype(np.float64), low, high)
-    return np.asarray(np.round((inside - low) / (high - low) * 255).astype(np.uint8))
+    shown = np.empty(values.shape, np.uint8)
+    rows = max(1, _AT_ONCE * len(values) // values.size)
+    for start in range(0, len(values), rows):  # in float64 the whole would take many times the image
+        # Clipped before the difference, since that of two extreme values could overflow.
+        inside = np.clip(values[start : start + rows].astype(np.float64), low, high)
+        shown[start : start + rows] = np.round((inside - low) / (high - low) * 255)
+    return shown
 
 
 def _range(values: np.ndarray, name: str) -> Window:

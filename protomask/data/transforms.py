@@ -1,6 +1,7 @@
 """From an annotated image to a :class:`~protomask.data.sample.Sample`: crop, resize, and everything moves along.
 
-Albumentations moves image, box, points and masks together. Coordinates: a box covers [x0, x1) on a continuous axis on
+Albumentations moves image, points and masks together; the box is moved here, since Albumentations would do it in
+float32, in which a thin one has no width. Coordinates: a box covers [x0, x1) on a continuous axis on
 which pixel i covers [i, i + 1); a point is a pixel index, so pixel 0's centre is the point 0. Under a resize by the
 factor s a box's edge goes to s * x, and a point to s * (x + 0.5) - 0.5. (Albumentations scales points as it scales
 edges: half a pixel is added before and taken off after.)
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from protomask.checks import check_array, check_choice, check_count
+from protomask.checks import check_area, check_array, check_choice, check_count
 from protomask.data.sample import Geometry, Sample
 from protomask.errors import DataError, InputError, expected
 
@@ -31,7 +32,7 @@ def check_size(size: Sequence[int]) -> tuple[int, int]:
     """(height, width) as two integers of at least one, or InputError."""
     if not isinstance(size, (tuple, list)) or len(size) != 2:
         raise InputError(expected("size", "(height, width)", repr(size)))
-    return check_count("size[0]", size[0]), check_count("size[1]", size[1])
+    return check_area("size", (check_count("size[0]", size[0]), check_count("size[1]", size[1])))
 
 
 def make_sample(
@@ -71,21 +72,21 @@ def make_sample(
     """
     check_array("image", image, ("H", "W", 3), dtype=np.uint8)
     height, width = image.shape[:2]
+    if not image.size:
+        raise InputError(expected("image", "at least one pixel", f"{width} x {height}"))
     masks = _masks(part_masks, segmentation, (height, width))
-    edges = None if box is None else _clipped(image_id, check_array("box", box, (4,)), (height, width))
+    edges = None if box is None else _clipped(image_id, _real("box", check_array("box", box, (4,))), (height, width))
     window = _window(check_choice("crop", crop, CROPS), edges, (height, width))
     geometry = Geometry((height, width), window, check_size(size))
     out_box, out_points = None, None
     request: dict[str, object] = {"image": image, "masks": masks}
     if edges is not None:
-        request["bboxes"] = edges[None]
+        out_box = _moved(image_id, edges, geometry)
     if points is not None:
-        out_points = np.full_like(check_array("points", points, ("K", 2)), np.nan, dtype=np.float64)
+        out_points = np.full(_real("points", check_array("points", points, ("K", 2))).shape, np.nan)
         shown = _inside(points, window)
         request["keypoints"] = points[shown] + 0.5
     moved = _pipeline(geometry)(**request)
-    if edges is not None:
-        out_box = np.asarray(moved["bboxes"], dtype=np.float64)[0, :4]
     if out_points is not None and shown.any():
         out_points[shown] = np.asarray(moved["keypoints"], dtype=np.float64)[:, :2] - 0.5
     out_masks = np.stack(moved["masks"]).astype(bool) if masks else np.zeros((0, *geometry.size), bool)
@@ -113,9 +114,14 @@ def _pipeline(geometry: Geometry) -> A.Compose:
             A.Resize(*shrunk, interpolation=cv2.INTER_AREA, mask_interpolation=cv2.INTER_NEAREST_EXACT),
             A.Resize(height, width, interpolation=cv2.INTER_LINEAR, mask_interpolation=cv2.INTER_NEAREST_EXACT),
         ],
-        bbox_params=A.BboxParams(format="pascal_voc", clip=True),
         keypoint_params=A.KeypointParams(format="xy", remove_invisible=False),
     )
+
+
+def _real(name: str, numbers: np.ndarray) -> np.ndarray:
+    if numbers.dtype.kind not in "iuf":
+        raise InputError(expected(name, "real numbers", numbers.dtype))
+    return numbers
 
 
 def _window(crop: str, edges: np.ndarray | None, size: tuple[int, int]) -> tuple[float, float, float, float]:
@@ -134,6 +140,14 @@ def _clipped(image_id: str, box: np.ndarray, size: tuple[int, int]) -> np.ndarra
         wanted = f"a box that overlaps the image of {size[1]} x {size[0]} pixels"
         raise DataError(expected(f"box of {image_id}", wanted, np.asarray(box).tolist()))
     return edges
+
+
+def _moved(image_id: str, edges: np.ndarray, geometry: Geometry) -> np.ndarray:
+    height, width = geometry.size
+    moved = np.clip(geometry.to_sample(edges), 0, [width, height, width, height])
+    if not (moved[0] < moved[2] and moved[1] < moved[3]):
+        raise DataError(expected(f"box of {image_id}", "a box that is not lost to rounding", edges.tolist()))
+    return moved
 
 
 def _inside(points: np.ndarray, window: tuple[float, float, float, float]) -> np.ndarray:

@@ -19,6 +19,7 @@ from typing import IO, Any, cast
 from torch import Tensor
 
 from protomask.errors import CheckpointError, expected
+from protomask.opening import check_regular
 from protomask.pickles.archive import Archive, Buffer, Reader
 from protomask.pickles.inert import Global
 from protomask.pickles.machine import Machine, PickleError
@@ -94,9 +95,7 @@ def _uses(machines: list[Machine]) -> Uses:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Buffer]:
-    if not path.is_file():
-        raise CheckpointError(expected("checkpoint", f"a file at {path}", "no such file"))
-    if path.stat().st_size == 0:
+    if check_regular(path, "a checkpoint", CheckpointError) == 0:
         raise CheckpointError(expected(str(path), "a checkpoint", "an empty file"))
     try:
         with (
