@@ -18,25 +18,31 @@ from torchvision.ops import masks_to_boxes
 
 from protomask.errors import InputError
 from protomask.metrics import (
+    DEFAULT_METRICS,
     METRICS,
+    PAIR_METRICS,
     Truth,
     box_iou,
     energy,
     energy_floor,
+    fill_of,
     iou_best,
     iou_own_area,
     iou_p95,
     part_hit,
     pointing_game,
     score_annotation,
+    scoring_passes,
     top5_in_box,
 )
+from protomask.metrics.catalogue import FAMILIES, NEEDS, SCOPES
 from protomask.region import own_area_region, peaks, percentile_region, rank
 
 H, W = 14, 19
 EXACT = {"rtol": 0, "atol": 1e-12}
 BY_REGION = [pointing_game, energy, energy_floor, iou_p95, iou_own_area, iou_best, box_iou]
 BY_RANKING = [pointing_game, iou_p95, iou_best, box_iou]
+ROBUSTNESS = ("plc", "prc", "pac", "randomisation")
 FEW = settings(max_examples=30, deadline=None, derandomize=True, database=None)
 
 
@@ -406,13 +412,44 @@ def test_a_wrong_truth_is_refused() -> None:
 
 
 def test_the_catalogue_is_the_published_list() -> None:
-    names = (
-        "pointing-game energy iou-p95 iou-own-area iou-best box-iou energy-floor deletion insertion deletion-30 "
-        "insertion-30 sufficiency-drop top5-in-box part-hit part-hit-2r"
-    )
+    names = """
+        pointing-game energy iou-p95 iou-own-area iou-best box-iou energy-floor deletion insertion deletion-30
+        insertion-30 sufficiency-drop top5-in-box part-hit part-hit-2r activation-precision relevance oirr ior pixel-auc
+        pixel-ap dice ppv sensitivity average-drop increase local-perturbation local-perturbation-blur
+        local-perturbation-recolour local-perturbation-noise deletion@blur insertion@blur deletion-30@blur
+        insertion-30@blur sufficiency-drop@blur deletion@road insertion@road deletion-30@road insertion-30@road
+        sufficiency-drop@road plc prc pac randomisation agreement consistency stability purity
+    """
     assert list(METRICS) == names.split()
-    lower = {name for name, metric in METRICS.items() if not metric.higher_is_better}
-    assert lower == {"deletion", "deletion-30", "sufficiency-drop"}
-    causal = {name for name, metric in METRICS.items() if metric.family == "causal"}
-    assert causal == lower | {"insertion", "insertion-30"} == {n for n, m in METRICS.items() if "model" in m.needs}
-    assert all("\n" not in m.sentence and m.sentence.endswith(".") and m.name == n for n, m in METRICS.items())
+    lower = {name.partition("@")[0] for name, metric in METRICS.items() if not metric.higher_is_better}
+    assert lower == {"deletion", "deletion-30", "sufficiency-drop", "oirr", "average-drop", *ROBUSTNESS}
+    for name, metric in METRICS.items():
+        assert name == metric.name
+        assert metric.sentence.endswith(".")
+        assert "\n" not in metric.sentence
+        assert metric.needs <= NEEDS
+        assert metric.family in FAMILIES
+        assert metric.scope in SCOPES
+        assert (metric.family == "annotation") == ({"model", "models"}.isdisjoint(metric.needs))
+        assert (metric.passes > 0) == (metric.scope == "pair" and "model" in metric.needs)
+        assert metric.higher_is_better == METRICS[name.partition("@")[0]].higher_is_better
+    assert set(DEFAULT_METRICS) < set(PAIR_METRICS) < set(METRICS)
+
+
+def test_what_scoring_costs() -> None:
+    assert scoring_passes(["energy", "part-hit"]) == (0, 0)
+    assert scoring_passes(["deletion", "deletion-30"]) == (32, 0)  # one curve, and the filled image
+    assert scoring_passes(["deletion", "deletion@blur"]) == (64, 0)
+    assert scoring_passes(["local-perturbation", "local-perturbation-blur"]) == (3, 0)
+    assert scoring_passes(["pac", "plc"]) == scoring_passes(["prc"]) == (4, 20)
+    assert scoring_passes() == scoring_passes(DEFAULT_METRICS) == (65, 0)
+    for name in ("purity", "agreement", "deletion@black"):
+        with pytest.raises(InputError, match="metrics: expected one of"):
+            scoring_passes([name])
+
+
+def test_which_fill_a_metric_is_scored_under() -> None:
+    assert fill_of("deletion-30") == fill_of("increase") == "mean"
+    assert fill_of("deletion-30", "grey") == "grey"
+    assert fill_of("insertion@road", "grey") == "road"
+    assert fill_of("energy") is fill_of("local-perturbation") is fill_of("pac") is fill_of("purity") is None

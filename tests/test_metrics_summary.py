@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import bootstrap, norm
+from scipy.stats import bootstrap, norm, permutation_test, ttest_1samp
 
 from protomask.errors import InputError
-from protomask.metrics import Summary, paired_difference, summarise
+from protomask.metrics import Summary, decided, holm, paired_difference, sign_flip_p, summarise, verdicts
 
 FEW = settings(max_examples=20, deadline=None, derandomize=True, database=None)
 
@@ -158,3 +158,96 @@ def test_bad_input_is_named() -> None:
         paired_difference(np.zeros(2), np.zeros(2, dtype=int), ["a", "b"])
     with pytest.raises(InputError, match="resamples: expected an integer"):
         summarise(np.zeros(2), ["a", "b"], resamples=0)
+
+
+# --- many comparisons -----------------------------------------------------------------------------------------------
+
+
+def test_sign_flips_of_independent_pairs_are_scipys() -> None:
+    a, b = np.random.default_rng(3).normal(size=(2, 9))
+    a += 0.6
+    theirs = permutation_test((a - b,), np.mean, permutation_type="samples", n_resamples=np.inf)
+    # scipy takes twice the smaller tail; of a symmetric distribution that is the share at least as far from 0.
+    assert sign_flip_p(a, b, [str(i) for i in range(9)]) == pytest.approx(float(theirs.pvalue), abs=1e-12)
+
+
+def test_sign_flips_of_many_groups_are_students() -> None:
+    a = np.random.default_rng(4).normal(size=300) + 0.1
+    ours = sign_flip_p(a, np.zeros(300), [str(i) for i in range(300)], permutations=20000)
+    assert ours == pytest.approx(ttest_1samp(a, 0).pvalue, abs=0.01)
+    assert ours == sign_flip_p(a, np.zeros(300), [str(i) for i in range(300)], permutations=20000)
+    assert ours != sign_flip_p(a, np.zeros(300), [str(i) for i in range(300)], seed=1, permutations=20000)
+
+
+def test_whole_groups_are_flipped() -> None:
+    """Four times the same pair is no more evidence than once; as if independent, it would be."""
+    a = np.random.default_rng(5).normal(size=8) + 0.8
+    once = sign_flip_p(a, np.zeros(8), [str(i) for i in range(8)])
+    four, names = np.repeat(a, 4), [str(i) for i in range(8) for _ in range(4)]
+    assert sign_flip_p(four, np.zeros(32), names) == pytest.approx(once, abs=1e-12)
+    assert sign_flip_p(four, np.zeros(32), [str(i) for i in range(32)]) < once
+
+
+def test_sign_flip_p_at_its_ends() -> None:
+    names = [str(i) for i in range(6)]
+    assert sign_flip_p(np.ones(6), np.zeros(6), names) == 2**-5  # as far from 0 as six groups can be
+    assert sign_flip_p(np.ones(6), np.ones(6), names) == 1
+    assert math.isnan(sign_flip_p(np.full(6, np.nan), np.ones(6), names))
+    some = np.array([1, 1, 1, 1, np.nan, 1])
+    assert sign_flip_p(some, np.zeros(6), names) == 2**-4  # undefined pairs count for nothing
+    many = [str(i) for i in range(200)]
+    assert sign_flip_p(np.ones(200), np.zeros(200), many, permutations=99) == 1 / 100  # never 0
+
+
+def test_under_the_null_p_is_uniform() -> None:
+    generator = np.random.default_rng(6)
+    names = [str(i // 2) for i in range(20)]
+    found = [sign_flip_p(generator.normal(size=20), generator.normal(size=20), names) for _ in range(400)]
+    assert np.mean(np.array(found) <= 0.05) == pytest.approx(0.05, abs=0.03)
+    assert np.mean(found) == pytest.approx(0.5, abs=0.05)
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]).tolist() == []
+    with_gaps = holm([0.02, math.nan, 0.6])
+    assert with_gaps[[0, 2]].tolist() == [0.04, 0.6]
+    assert math.isnan(with_gaps[1])
+    for wrong in ([1.2], [-0.1], [[0.1]]):
+        with pytest.raises(InputError, match="p_values: expected an array"):
+            holm(np.array(wrong))
+
+
+@FEW
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_rejects_what_the_step_down_procedure_rejects(values: list[float]) -> None:
+    corrected = holm(values)
+    assert (corrected >= np.array(values) - 1e-15).all()
+    assert (corrected <= np.minimum(len(values) * np.array(values) + 1e-15, 1)).all()
+    for level in (0.01, 0.05, 0.5):
+        rejected = set()
+        for step, index in enumerate(sorted(range(len(values)), key=lambda i: values[i])):
+            if values[index] * (len(values) - step) > level:
+                break
+            rejected.add(index)
+        assert {i for i, p in enumerate(corrected) if p <= level} == rejected
+
+
+def test_a_ranking_that_flips_between_fills_is_undecided() -> None:
+    def difference(mean: float) -> Summary:
+        return Summary(mean, mean - 1, mean + 1, 10)
+
+    assert decided({"mean": difference(0.1), "blur": difference(0.4), "road": difference(0.01)}) == "first"
+    assert decided({"mean": difference(-0.1), "road": difference(-0.2)}) == "second"
+    for other in (-0.2, 0.0, math.nan):
+        assert decided({"mean": difference(0.1), "road": difference(other)}) == "undecided"
+    assert decided({}) == "undecided"
+
+
+def test_verdicts_count_lower_as_better_where_it_is_and_hold_under_every_fill() -> None:
+    names = ["a", "b", "c"]
+    low, high = np.array([0.1, 0.2, np.nan]), np.array([0.3, 0.3, 0.9])
+    both = ("deletion", "deletion@blur", "insertion", "insertion@blur", "sufficiency-drop", "energy")
+    first = {**dict.fromkeys(both, low), "deletion-30": low, "deletion-30@road": high}
+    second = {**dict.fromkeys(both, high), "deletion-30": high, "deletion-30@road": low}
+    assert verdicts(first, second, names) == {"deletion": "first", "insertion": "second", "deletion-30": "undecided"}

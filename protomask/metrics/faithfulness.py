@@ -15,7 +15,7 @@ fills; deletion rewards adversarial order as much as evidence, so read it beside
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from protomask.activation import relative_activation as _relative
 from protomask.checks import check_choice, check_count, check_number, check_tensor
 from protomask.errors import InputError, expected
 from protomask.metrics._ranking import check_order, top_count
+from protomask.metrics.imputation import Imputation
 from protomask.model import Contract, check_images, device_of, untouched
 from protomask.records import Targets
 from protomask.region import rank
@@ -31,8 +32,11 @@ from protomask.region import rank
 STEPS = 32
 EARLY = 0.3
 CURVES = ("deletion", "insertion")
+FAITHFULNESS = ("deletion", "insertion", "deletion-30", "insertion-30", "sufficiency-drop")
 Progress = Callable[[int], object]
 """Called with the number of images that just went through the network."""
+Fill = Tensor | Imputation
+"""[B, C, H, W], what stands in for each pixel whatever else is removed; or what is imputed from the pixels left."""
 
 
 def relative_activation(activations: Tensor, before: Tensor, floor: Tensor | float) -> Tensor:
@@ -42,13 +46,13 @@ def relative_activation(activations: Tensor, before: Tensor, floor: Tensor | flo
 
 
 def filled_activations(
-    model: Contract, fill: Tensor, targets: Targets, *, batch: int = 64, progress: Progress | None = None
+    model: Contract, fill: Fill, targets: Targets, *, batch: int = 64, progress: Progress | None = None
 ) -> Tensor:
     """The activation of each target's prototype on its fully filled image: the floor where a model tells none.
 
     Args:
         model: the model.
-        fill: [B, C, H, W], what stands in for every pixel.
+        fill: [B, C, H, W], what stands in for every pixel, or an imputation of B images.
         targets: N pairs.
         batch: images in one network pass.
         progress: told of the images passed.
@@ -58,11 +62,12 @@ def filled_activations(
     """
     images, place = torch.unique(targets.images.cpu(), return_inverse=True)
     prototypes = targets.prototypes.cpu()
+    filled = _filled(fill)
     found = torch.empty(len(targets), dtype=torch.float64)
     with torch.no_grad(), untouched(model.module):
         for start in range(0, len(images), check_count("batch", batch)):
             chunk = images[start : start + batch]
-            values = model.activations(fill[chunk.to(fill.device)].to(device_of(model))).double().cpu()
+            values = model.activations(filled[chunk.to(filled.device)].to(device_of(model))).double().cpu()
             mine = (place >= start) & (place < start + len(chunk))
             found[mine] = values[place[mine] - start, prototypes[mine]]
             if progress is not None:
@@ -75,7 +80,7 @@ def curves(
     images: Tensor,
     targets: Targets,
     order: Tensor,
-    fill: Tensor,
+    fill: Fill,
     before: Tensor,
     floor: Tensor | float | None,
     *,
@@ -95,7 +100,7 @@ def curves(
         images: [B, C, H, W], model-ready.
         targets: N pairs.
         order: [N, H * W] int64, ``rank(maps)``.
-        fill: [B, C, H, W], what stands in for deleted pixels.
+        fill: [B, C, H, W], what stands in for deleted pixels, or an imputation of the B images.
         before: [N], the activations on the whole images.
         floor: [N] or one number; None where the model has none, and the filled image's activation stands in.
         steps: equal steps of the pixel count, rounded to whole pixels.
@@ -124,7 +129,7 @@ def curves(
         order,
         fill,
         counts,
-        _explicable(before, floor),
+        explicable(before, floor),
         kept=kind == "insertion",
         batch=batch,
         progress=progress,
@@ -166,7 +171,7 @@ def sufficiency_drop(
     images: Tensor,
     targets: Targets,
     order: Tensor,
-    fill: Tensor,
+    fill: Fill,
     before: Tensor,
     floor: Tensor | float,
     *,
@@ -184,10 +189,8 @@ def sufficiency_drop(
     """
     _check(model, images, targets, order, fill, before)
     count = top_count(images.shape[-2] * images.shape[-1])
-    explicable = _explicable(before, floor)
-    kept = _mixtures(
-        model, images, targets, order, fill, [count], explicable, kept=True, batch=batch, progress=progress
-    )
+    rows = explicable(before, floor)
+    kept = _mixtures(model, images, targets, order, fill, [count], rows, kept=True, batch=batch, progress=progress)
     return (1 - relative_activation(kept[:, 0], before, floor)).clamp(min=0)
 
 
@@ -196,7 +199,7 @@ def faithfulness_scores(
     images: Tensor,
     targets: Targets,
     maps: Tensor,
-    fill: Tensor,
+    fill: Fill,
     before: Tensor,
     floor: Tensor | float | None,
     *,
@@ -204,32 +207,39 @@ def faithfulness_scores(
     steps: int = STEPS,
     batch: int = 64,
     progress: Progress | None = None,
+    order: Tensor | None = None,
+    names: Collection[str] = FAITHFULNESS,
 ) -> dict[str, Tensor]:
-    """All causal metrics of N maps; pixels are ranked once and the curves shared.
+    """The causal metrics of N maps; pixels are ranked once and the curves shared.
 
     Args:
         model: the model.
         images: [B, C, H, W], model-ready.
         targets: N pairs.
         maps: [N, H, W], at the images' size.
-        fill: [B, C, H, W], the scoring fill.
+        fill: [B, C, H, W], the scoring fill, or an imputation of the B images.
         before: [N], the activations on the whole images.
         floor: [N] or one number; None where the model has none, and the filled image's activation stands in.
         seed: of the shuffle that breaks the last ties.
         steps: of the curves.
         batch: images in one network pass.
         progress: told of the images passed, :func:`passes` of them where every pair has something to explain.
+        order: [N, H * W] int64, ``rank(maps, seed)`` where it is already known.
+        names: which of :data:`FAITHFULNESS`; a curve of which nothing is wanted is not made.
 
     Returns:
-        ``deletion``, ``deletion-30``, ``insertion``, ``insertion-30``, ``sufficiency-drop``: [N] float64 each.
+        Out of ``deletion``, ``deletion-30``, ``insertion``, ``insertion-30``, ``sufficiency-drop``, those named:
+        [N] float64 each.
     """
     check_tensor("maps", maps, (len(targets), images.shape[-2], images.shape[-1]))
-    order = rank(maps, seed)
+    for name in names:
+        check_choice("names", name, FAITHFULNESS)
+    order = rank(maps, seed) if order is None else order
     _check(model, images, targets, order, fill, before)
     filled = filled_activations(model, fill, targets, batch=batch, progress=progress)
     floor = filled if floor is None else floor
-    scores = {}
-    for kind in CURVES:
+    scores: dict[str, Tensor] = {}
+    for kind in (k for k in CURVES if not {k, f"{k}-30"}.isdisjoint(names)):
         curve = curves(
             model,
             images,
@@ -245,10 +255,11 @@ def faithfulness_scores(
             progress=progress,
         )
         scores[kind], scores[f"{kind}-30"] = area(curve), area(curve, EARLY)
-    scores["sufficiency-drop"] = sufficiency_drop(
-        model, images, targets, order, fill, before, floor, batch=batch, progress=progress
-    )
-    return scores
+    if "sufficiency-drop" in names:
+        scores["sufficiency-drop"] = sufficiency_drop(
+            model, images, targets, order, fill, before, floor, batch=batch, progress=progress
+        )
+    return {name: scores[name] for name in FAITHFULNESS if name in names}
 
 
 def passes(pairs: int, images: int, steps: int = STEPS) -> int:
@@ -256,9 +267,9 @@ def passes(pairs: int, images: int, steps: int = STEPS) -> int:
     return pairs * (2 * (steps - 1) + 1) + images
 
 
-def _check(model: Contract, images: Tensor, targets: Targets, order: Tensor, fill: Tensor, before: Tensor) -> None:
+def _check(model: Contract, images: Tensor, targets: Targets, order: Tensor, fill: Fill, before: Tensor) -> None:
     check_images(model, images)
-    check_tensor("fill", fill, images.shape)
+    check_tensor("fill", _filled(fill), images.shape)
     check_tensor("before", before, (len(targets),))
     check_order(order, len(targets), images.shape[-2] * images.shape[-1])
     limits = (("images", targets.images, len(images)), ("prototypes", targets.prototypes, model.num_prototypes))
@@ -268,7 +279,19 @@ def _check(model: Contract, images: Tensor, targets: Targets, order: Tensor, fil
             raise InputError(expected(f"targets.{name}", f"indices in 0 .. {limit - 1}", came))
 
 
-def _explicable(before: Tensor, floor: Tensor | float) -> Tensor:
+def _filled(fill: Fill) -> Tensor:
+    return fill.fill if isinstance(fill, Imputation) else fill
+
+
+def _mixed(fill: Fill, images: Tensor, chosen: Tensor, removed: Tensor) -> Tensor:
+    """Images ``chosen`` [J] of the B, with ``removed`` [J, H, W] replaced: [J, C, H, W]."""
+    whole = images[chosen]
+    if isinstance(fill, Imputation):
+        return fill(whole, chosen, removed)
+    return torch.where(removed[:, None], fill.to(images.device)[chosen], whole)
+
+
+def explicable(before: Tensor, floor: Tensor | float) -> Tensor:
     """The rows [n] int64 with an activation above the floor: the others need no network pass."""
     return (before.double().cpu() > _floors(floor, len(before))).nonzero()[:, 0]
 
@@ -286,7 +309,7 @@ def _mixtures(
     images: Tensor,
     targets: Targets,
     order: Tensor,
-    fill: Tensor,
+    fill: Fill,
     counts: Sequence[int],
     rows: Tensor,
     *,
@@ -309,9 +332,8 @@ def _mixtures(
         for pair, step in (chunk.unbind(1) for chunk in torch.split(jobs, batch)):
             top = _position(order, pair) < first[step.to(order.device), None]
             chosen = targets.images.cpu()[pair].to(images.device)
-            whole, rest = images[chosen], fill.to(images.device)[chosen]
-            top = top.to(images.device).view(len(pair), 1, *images.shape[-2:])
-            mixed = torch.where(top, whole, rest) if kept else torch.where(top, rest, whole)
+            top = top.to(images.device).view(len(pair), *images.shape[-2:])
+            mixed = _mixed(fill, images, chosen, ~top if kept else top)
             prototypes = targets.prototypes.cpu()[pair].to(device_of(model))
             found[pair, step] = model.activations(mixed.to(device_of(model)), prototypes).double().cpu()
             if progress is not None:

@@ -20,8 +20,8 @@ from torch import Tensor
 from protomask.checks import check_number, check_tensor
 from protomask.errors import InputError, expected
 from protomask.metrics._ranking import first_pixels, order_of, top_count
-from protomask.metrics.truth import check_regions
-from protomask.region import boxes_of, is_constant
+from protomask.metrics._rows import annotated, checked_regions, scores
+from protomask.region import boxes_of
 
 
 def pointing_game(maps: Tensor, regions: Tensor, tolerance: float = 0, *, order: Tensor | None = None) -> Tensor:
@@ -40,10 +40,10 @@ def pointing_game(maps: Tensor, regions: Tensor, tolerance: float = 0, *, order:
     Returns:
         [N] float64.
     """
-    regions = _checked(maps, regions)
+    regions = checked_regions(maps, regions)
     check_number("tolerance", tolerance, 0)
     near = _distance(maps, _peak(order_of(maps, order), maps.shape[2])) <= tolerance
-    return _scores((regions & near).flatten(1).any(1), maps, _annotated(regions))
+    return scores((regions & near).flatten(1).any(1), maps, annotated(regions))
 
 
 def energy(maps: Tensor, regions: Tensor) -> Tensor:
@@ -61,8 +61,8 @@ def energy(maps: Tensor, regions: Tensor) -> Tensor:
     Returns:
         [N] float64.
     """
-    regions = _checked(maps, regions)
-    return _scores(_share_inside(maps.double(), regions), maps, _annotated(regions))
+    regions = checked_regions(maps, regions)
+    return scores(_share_inside(maps.double(), regions), maps, annotated(regions))
 
 
 def energy_floor(maps: Tensor, regions: Tensor) -> Tensor:
@@ -79,9 +79,9 @@ def energy_floor(maps: Tensor, regions: Tensor) -> Tensor:
     Returns:
         [N] float64.
     """
-    regions = _checked(maps, regions)
+    regions = checked_regions(maps, regions)
     floor = _percentile(maps.flatten(1), 80)[:, None, None]
-    return _scores(_share_inside(maps.double() - floor, regions), maps, _annotated(regions))
+    return scores(_share_inside(maps.double() - floor, regions), maps, annotated(regions))
 
 
 def iou_p95(maps: Tensor, regions: Tensor, *, order: Tensor | None = None) -> Tensor:
@@ -99,9 +99,9 @@ def iou_p95(maps: Tensor, regions: Tensor, *, order: Tensor | None = None) -> Te
     Returns:
         [N] float64.
     """
-    regions = _checked(maps, regions)
+    regions = checked_regions(maps, regions)
     ious = _iou_at(order_of(maps, order), regions, torch.full((len(maps),), top_count(maps.shape[1] * maps.shape[2])))
-    return _scores(ious, maps, _annotated(regions))
+    return scores(ious, maps, annotated(regions))
 
 
 def iou_own_area(masks: Tensor, regions: Tensor, *, order: Tensor | None = None) -> Tensor:
@@ -121,11 +121,11 @@ def iou_own_area(masks: Tensor, regions: Tensor, *, order: Tensor | None = None)
     Raises:
         InputError: a value outside [0, 1].
     """
-    regions = _checked(masks, regions)
+    regions = checked_regions(masks, regions)
     if masks.numel() and not 0 <= float(masks.min()) <= float(masks.max()) <= 1:
         raise InputError(expected("masks", "values in [0, 1]", f"{float(masks.min())} .. {float(masks.max())}"))
     counts = masks.sum((1, 2), dtype=torch.float64).round().long().clamp(min=1)
-    return _scores(_iou_at(order_of(masks, order), regions, counts), masks, _annotated(regions))
+    return scores(_iou_at(order_of(masks, order), regions, counts), masks, annotated(regions))
 
 
 def iou_best(maps: Tensor, regions: Tensor, *, order: Tensor | None = None) -> Tensor:
@@ -144,12 +144,12 @@ def iou_best(maps: Tensor, regions: Tensor, *, order: Tensor | None = None) -> T
     Returns:
         [N] float64.
     """
-    regions = _checked(maps, regions)
+    regions = checked_regions(maps, regions)
     flat = regions.flatten(1)
     inside = flat.gather(1, order_of(maps, order)).cumsum(1, dtype=torch.int32)
     sizes = torch.arange(1, flat.shape[1] + 1, device=maps.device, dtype=torch.int32)
     union = sizes + flat.sum(1, dtype=torch.int32)[:, None] - inside
-    return _scores((inside.double() / union).amax(1), maps, _annotated(regions))
+    return scores((inside.double() / union).amax(1), maps, annotated(regions))
 
 
 def box_iou(maps: Tensor, regions: Tensor, *, order: Tensor | None = None) -> Tensor:
@@ -166,9 +166,9 @@ def box_iou(maps: Tensor, regions: Tensor, *, order: Tensor | None = None) -> Te
     Returns:
         [N] float64.
     """
-    regions = _checked(maps, regions)
+    regions = checked_regions(maps, regions)
     top = first_pixels(order_of(maps, order), top_count(maps.shape[1] * maps.shape[2]), (maps.shape[1], maps.shape[2]))
-    return _scores(_overlap(boxes_of(top).double(), boxes_of(regions).double()), maps, _annotated(regions))
+    return scores(_overlap(boxes_of(top).double(), boxes_of(regions).double()), maps, annotated(regions))
 
 
 def top5_in_box(maps: Tensor, boxes: Tensor, *, order: Tensor | None = None) -> Tensor:
@@ -192,7 +192,7 @@ def top5_in_box(maps: Tensor, boxes: Tensor, *, order: Tensor | None = None) -> 
     count = top_count(maps.shape[1] * maps.shape[2])
     inside = _filled(boxes.to(maps.device), maps).flatten(1)
     share = inside.gather(1, order_of(maps, order)[:, :count]).sum(1).double() / count
-    return _scores(share, maps, inside.any(1))
+    return scores(share, maps, inside.any(1))
 
 
 def part_hit(maps: Tensor, points: Tensor, radii: Tensor, factor: float = 1, *, order: Tensor | None = None) -> Tensor:
@@ -219,25 +219,7 @@ def part_hit(maps: Tensor, points: Tensor, radii: Tensor, factor: float = 1, *, 
     peak = _peak(order_of(maps, order), maps.shape[2]).double()
     away = (peak - points.to(maps.device).double()).square().sum(1).sqrt()
     reach = factor * radii.to(maps.device).double()
-    return _scores(away <= reach, maps, ~(away.isnan() | reach.isnan()))
-
-
-def _checked(maps: Tensor, regions: Tensor) -> Tensor:
-    """``regions`` on the maps' device, both shapes checked."""
-    check_tensor("maps", maps, ("N", "H", "W"))
-    check_regions("regions", regions, len(maps))
-    if regions.shape != maps.shape:
-        raise InputError(expected("regions", f"the maps' shape {list(maps.shape)}", list(regions.shape)))
-    return regions.to(maps.device)
-
-
-def _annotated(regions: Tensor) -> Tensor:
-    return regions.flatten(1).any(1)
-
-
-def _scores(values: Tensor, maps: Tensor, defined: Tensor) -> Tensor:
-    """[N] float64: 0 for constant maps, NaN where undefined."""
-    return values.double().masked_fill(is_constant(maps), 0).masked_fill(~defined, torch.nan)
+    return scores(away <= reach, maps, ~(away.isnan() | reach.isnan()))
 
 
 def _peak(order: Tensor, width: int) -> Tensor:
