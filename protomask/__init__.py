@@ -7,7 +7,17 @@
 from protomask.checkpoint import load_checkpoint
 from protomask.errors import CheckpointError, DataError, InputError, ModelError, ProtomaskError, ResourceError
 from protomask.evaluation import evaluate
-from protomask.localisers import LOCALISERS, MDM, Maps, Request, SingleMask, Upsampling, UpsamplingCentred, register
+from protomask.localisers import (
+    LOCALISERS,
+    MDM,
+    Maps,
+    Request,
+    SingleMask,
+    Upsampling,
+    UpsamplingCentred,
+    register,
+    register_localiser,
+)
 from protomask.locating import locate
 from protomask.model import Contract, Family, PrototypeModel, contract, wrap
 from protomask.records import Localisation, Targets
@@ -38,5 +48,6 @@ __all__ = [
     "load_checkpoint",
     "locate",
     "register",
+    "register_localiser",
     "wrap",
 ]

@@ -28,7 +28,7 @@ class DataError(ProtomaskError, ValueError):
 
 
 class ResourceError(ProtomaskError, RuntimeError):
-    """Memory ran out at the smallest chunk, or the output folder cannot be written."""
+    """Memory ran out at the smallest chunk, the output folder cannot be written, or an optional package is missing."""
 
 
 def expected(argument: str, wanted: str, came: object) -> str:

@@ -9,6 +9,7 @@ Example::
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,12 +17,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from protomask.activation import relative_activation
-from protomask.checks import check_choice, check_count, check_tensor
+from protomask.checks import check_choice, check_tensor
 from protomask.engine import in_chunks
 from protomask.errors import InputError, ModelError, expected
 from protomask.fills import SCORING_FILL, fill_images
-from protomask.localisers import LOCALISERS, Localiser, Maps, Request, make_localiser, settings_of
+from protomask.localisers import (
+    LOCALISERS,
+    Localiser,
+    Maps,
+    Request,
+    image_passes_of,
+    load_entry_points,
+    make_localiser,
+    settings_of,
+)
 from protomask.masks import blend
+from protomask.memory import check_batch, choose_batch
 from protomask.model import Contract, check_images, contract, device_of, floor_of, untouched
 from protomask.records import Localisation, Targets
 from protomask.region import REGIONS, boxes_of, is_constant, peaks, regions_of
@@ -58,11 +69,13 @@ def locate(
     method: str | Localiser = "mdm",
     *,
     seed: int = 0,
-    batch: int = 32,
+    batch: int | str = "auto",
+    memory: int | None = None,
     region: str = "percentile",
     percentile: float = 95,
     regions: Tensor | None = None,
     boxes: Tensor | None = None,
+    image_ids: Sequence[str] | None = None,
     progress: bool = False,
     **settings: object,
 ) -> Localisation:
@@ -75,12 +88,15 @@ def locate(
         targets: which pairs: ``"top:3"`` per image, ``"all"``, ``"class:17"``, or explicit (image, prototype) pairs.
         method: the name of a localiser (``protomask methods`` lists them) or one built by hand, e.g. ``MDM(steps=50)``.
         seed: of everything the method draws.
-        batch: images in one network pass. Results do not depend on it beyond rounding; it halves itself when memory
-            runs out.
+        batch: images in one network pass, or ``"auto"``: 32 on a CPU, on a GPU as many as fit. Results do not depend
+            on it beyond rounding; it halves itself when memory runs out.
+        memory: bytes that a pass may take, the network's weights not counted; fewer images make a pass where they would
+            take more.
         region: what a box is drawn around: ``"percentile"`` or ``"own-area"`` (as many pixels as the mask sums to).
         percentile: for ``"percentile"``: 95 keeps the highest 5 % of the pixels, as ProtoPNet does.
         regions: [N, H, W] bool annotations, for the control ``annotation`` only.
         boxes: [N, 4] object boxes xyxy, for the control ``centre`` only.
+        image_ids: B names of the images, for maps that are looked up by name (:mod:`protomask.localisers.stored`).
         progress: show a progress bar on standard error.
         **settings: of the method, e.g. ``steps=50`` for ``"mdm"``.
 
@@ -94,10 +110,12 @@ def locate(
         ResourceError: memory ran out with a single image.
     """
     known, images, localiser, name = _prepared(model, images, targets, method, settings, batch, region)
+    batch = choose_batch(known, images, batch, memory)
     with untouched(known.module):
         start = measure(known, images, targets, batch)
         rows = start.locatable.nonzero().squeeze(1)
-        bar = tqdm(total=round(localiser.passes * len(rows)), desc=name, unit="pass", disable=not progress)
+        forward = image_passes_of(localiser) * len(start.targets.images[rows.cpu()].unique())
+        bar = tqdm(total=round(localiser.passes * len(rows) + forward), desc=name, unit="pass", disable=not progress)
         with bar:
             request = Request(
                 known,
@@ -110,6 +128,7 @@ def locate(
                 regions=_rows("regions", regions, start, rows),
                 boxes=_rows("boxes", boxes, start, rows),
                 progress=bar.update,
+                image_ids=_names(image_ids, len(images)),
             )
             maps = localiser(request) if len(rows) else None
         return _record(known, images, start, rows, maps, name, localiser, (region, percentile), batch)
@@ -121,13 +140,13 @@ def _prepared(
     targets: TargetsLike,
     method: str | Localiser,
     settings: dict[str, object],
-    batch: int,
+    batch: int | str,
     region: str,
 ) -> tuple[Contract, Tensor, Localiser, str]:
     """Every check that needs no network pass."""
     known = contract(model)
-    images = check_images(known, images)
-    check_count("batch", batch)
+    images = check_images(known, images).detach()
+    check_batch(batch)
     check_choice("region", region, REGIONS)
     check_targets(targets, known, len(images))
     localiser, name = resolve_method(method, settings)
@@ -141,13 +160,15 @@ def resolve_method(method: str | Localiser, settings: dict[str, object] | None =
         InputError: unknown method or setting, or settings beside a localiser that already has its own.
     """
     if isinstance(method, str):
+        if method not in LOCALISERS:
+            load_entry_points()
         return make_localiser(method, settings or {}), method
     if not callable(method):
         raise InputError(expected("method", "a name or a localiser", type(method).__name__))
     if settings:
         raise InputError(expected("settings", "none beside a localiser that was built by hand", ", ".join(settings)))
     names = [n for n, entry in LOCALISERS.items() if entry.make is type(method)]
-    return method, names[0] if names else type(method).__name__
+    return method, names[0] if names else str(getattr(method, "name", type(method).__name__))
 
 
 @torch.no_grad()
@@ -175,6 +196,15 @@ def measure(model: Contract, images: Tensor, targets: TargetsLike, batch: int = 
 
 def _moved(targets: Targets, device: torch.device) -> Targets:
     return Targets(targets.images.to(device), targets.prototypes.to(device))
+
+
+def _names(image_ids: Sequence[str] | None, count: int) -> tuple[str, ...] | None:
+    if image_ids is None:
+        return None
+    if isinstance(image_ids, str) or len(image_ids) != count:
+        came = repr(image_ids) if isinstance(image_ids, str) else len(image_ids)
+        raise InputError(expected("image_ids", f"one name for each of the {count} images", came))
+    return tuple(image_ids)
 
 
 def _rows(name: str, value: Tensor | None, start: Baseline, rows: Tensor) -> Tensor | None:

@@ -3,14 +3,43 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
-from protomask.localisers import LOCALISERS
+from protomask.commands.common import add_plugin
+from protomask.errors import ResourceError
+from protomask.localisers import LOCALISERS, image_passes_of, load_entry_points
 from protomask.metrics import METRICS
 
 
+def add_parser(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    text: str,
+    run: Callable[[argparse.Namespace], None],
+) -> None:
+    """A command that lists something."""
+    parser = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+    if run is methods:
+        add_plugin(parser)
+    parser.set_defaults(run=run)
+
+
 def methods(args: argparse.Namespace) -> None:
-    """Print every localiser."""
-    _print({name: entry.sentence for name, entry in LOCALISERS.items()})
+    """Print every localiser and its cost, plugins and those of installed packages included."""
+    load_entry_points()
+    _print({name: f"{entry.sentence} {_cost(name)}".strip() for name, entry in LOCALISERS.items()})
+
+
+def _cost(name: str) -> str:
+    """Network passes at the default settings."""
+    try:
+        made = LOCALISERS[name].make()
+    except ResourceError as error:
+        return f"Not available: {error}."
+    passes, forward = float(getattr(made, "passes", 0)), image_passes_of(made)
+    if passes:
+        return f"Costs {passes:.0f} forward + gradient passes per pair."
+    return f"Costs {forward:.0f} forward passes per image." if forward else ""
 
 
 def metrics(args: argparse.Namespace) -> None:

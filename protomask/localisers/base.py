@@ -42,6 +42,7 @@ class Request:
         regions: [N, H, W] bool, the annotated part or object of each pair, or None; only controls look at it.
         boxes: [N, 4] xyxy, the annotated object's box, NaN where unknown, or None; only controls look at it.
         progress: told of forward + input-gradient passes made.
+        image_ids: B names of the images, or None; only methods that look maps up by name need them.
     """
 
     model: Contract
@@ -54,6 +55,7 @@ class Request:
     regions: Tensor | None = None
     boxes: Tensor | None = None
     progress: Progress | None = None
+    image_ids: tuple[str, ...] | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -69,7 +71,7 @@ class Maps:
         maps: [N, H, W] float in [0, 1], finite.
         masks: True where they are masks, whose sum is an area; False where only the ranking counts.
         vectors: scale -> [N, s, s] trained mask vectors; empty where none are trained.
-        fill: the fill that the method optimised with; empty where it optimised nothing.
+        fill: the fill that the method optimised or perturbed with; empty where it did neither.
         after: [N] activations under the maps as soft masks, from a method that has fills of its own.
     """
 
@@ -85,6 +87,9 @@ class Localiser(Protocol):
 
     Attributes:
         passes: forward + input-gradient passes per pair; 0 where one forward pass per image is all.
+
+    A method that makes forward passes only, which serve all prototypes of an image, says how many in an attribute of
+    its own, ``image_passes`` (:func:`image_passes_of`); its ``passes`` are 0.
     """
 
     @property
@@ -151,8 +156,16 @@ def make_localiser(method: str, settings: Mapping[str, object]) -> Localiser:
     return make(**settings)
 
 
+def image_passes_of(localiser: object) -> float:
+    """Forward passes per image that serve all its prototypes: the localiser's ``image_passes``, 0 where it has none."""
+    return float(getattr(localiser, "image_passes", 0.0))
+
+
 def settings_of(localiser: object) -> dict[str, object]:
-    """The settings of a dataclass localiser as plain values; empty for any other callable."""
+    """The settings of a localiser as plain values: its ``settings``, else its fields, else none."""
+    own = getattr(localiser, "settings", None)
+    if isinstance(own, Mapping):
+        return dict(own)
     if not hasattr(localiser, "__dataclass_fields__"):
         return {}
     return {f.name: getattr(localiser, f.name) for f in fields(localiser) if f.init}  # type: ignore[arg-type]

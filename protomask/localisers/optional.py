@@ -1,0 +1,17 @@
+"""Packages that only some methods need: asked for when a method is built, imported when it runs."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from protomask.errors import ResourceError, expected
+
+
+def check_installed(package: str, extra: str) -> None:
+    """Nothing where ``package`` can be imported; it is not imported yet.
+
+    Raises:
+        ResourceError: it is missing; the message is the line that installs it.
+    """
+    if find_spec(package) is None:
+        raise ResourceError(expected(package, f"it installed (`pip install protomask[{extra}]`)", "no such package"))

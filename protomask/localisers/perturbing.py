@@ -1,0 +1,62 @@
+"""What methods that only look at activations of changed images share.
+
+Forward-only methods put the same changes (masks) to an image whatever the prototype, so one pass of a changed image
+serves all prototypes that are asked of it. Axes: M masks, H, W pixels, T targets of one image, N pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from protomask.engine import in_chunks
+from protomask.fills import fill_images
+from protomask.localisers.base import Request
+from protomask.masks import blend
+
+CHUNK = 64  # masks that are added up at once; constant, so that sums do not depend on the batch size
+
+
+@dataclass(frozen=True)
+class MaskSet:
+    """M masks that are made when they are needed, since 600 at 224 x 224 pixels are 120 MB.
+
+    Attributes:
+        count: M.
+        make: the masks of a slice, [m, H, W] in [0, 1]; 1 keeps a pixel.
+    """
+
+    count: int
+    make: Callable[[slice], Tensor]
+
+    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Slices of :data:`CHUNK` with their masks, in order."""
+        for start in range(0, self.count, CHUNK):
+            part = slice(start, min(start + CHUNK, self.count))
+            yield part, self.make(part)
+
+
+@torch.no_grad()
+def responses(request: Request, masks: MaskSet, fill: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """For every image that has targets: the rows [T] of its pairs, and their activations [M, T] under the masks.
+
+    Every masked image passes the network once, however many prototypes are asked of the image.
+    """
+    model = request.model
+    for image in request.targets.images.unique().tolist():
+        rows = (request.targets.images == image).nonzero().squeeze(1)
+        prototypes = request.targets.prototypes[rows]
+        own = request.images[image : image + 1]
+        filled = fill_images(fill, own, model.mean, model.std)
+
+        def work(part: slice, own: Tensor = own, filled: Tensor = filled, chosen: Tensor = prototypes) -> Tensor:
+            kept = masks.make(part)
+            blended = blend(own.expand(len(kept), -1, -1, -1), kept, filled.expand(len(kept), -1, -1, -1))
+            if request.progress is not None:
+                request.progress(len(kept))
+            return model.activations(blended)[:, chosen]
+
+        yield rows, torch.cat(list(in_chunks(masks.count, request.batch, work)))
