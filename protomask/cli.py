@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from protomask import __version__
 from protomask.allocator import keep_memory
-from protomask.commands import convert, demo, evaluate, inspect, listing, locate, run, train
+from protomask.commands import convert, demo, evaluate, inspect, listing, locate, report, run, status, train
+from protomask.commands.common import load_methods
 from protomask.errors import ProtomaskError
 
 DESCRIPTION = """Where prototype networks really look.
@@ -31,6 +32,8 @@ def parser() -> argparse.ArgumentParser:
     demo.add_parser(commands)
     locate.add_parser(commands)
     evaluate.add_parser(commands)
+    status.add_parser(commands)
+    report.add_parser(commands)
     train.add_parser(commands)
     inspect.add_parser(commands)
     convert.add_parser(commands)
@@ -39,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         ("methods", listing.methods, "list the localisation methods"),
         ("metrics", listing.metrics, "list the metrics"),
     ):
-        commands.add_parser(name, help=text, description=text.capitalize() + ".").set_defaults(run=listed)
+        listing.add_parser(commands, name, text, listed)
     return top
 
 
@@ -48,11 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     keep_memory()
     try:
+        load_methods(args)
         args.run(args)
     except ProtomaskError as error:
         print(f"protomask: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("protomask: stopped; what was computed so far is kept where the command writes it", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        said = str(stop) or "stopped; what was computed so far is kept where the command writes it"
+        print(f"protomask: {said}", file=sys.stderr)
         return 130
     return 0

@@ -93,6 +93,7 @@ def evaluate(
     batch: int = 32,
     fill: str = SCORING_FILL,
     clear_parts: bool = False,
+    metrics: Sequence[str] | None = None,
     progress: bool = False,
     seen: Seen | None = None,
 ) -> Evaluation:
@@ -108,6 +109,7 @@ def evaluate(
         fill: the scoring fill; ``"mean"`` (zero after normalisation) by protocol.
         clear_parts: score only pairs with a clear causal part, as is always done where parts have pixel masks. Where
             they are points, few pairs have one: this way the part metrics get as many as the data holds.
+        metrics: names of metrics per pair; :data:`protomask.metrics.DEFAULT_METRICS` where None.
         progress: show progress bars on standard error.
         seen: called with every chunk, for pictures and files; keep what you need, the maps are not stored.
 
@@ -121,14 +123,16 @@ def evaluate(
     scores: dict[str, list[dict[str, torch.Tensor]]] = {name: [] for name in localisers}
     fills: dict[str, str] = {}
     with tqdm(total=len(drawn.pairs) * len(localisers), desc="locate + score", unit="map", disable=not progress) as bar:
-        for chunk in _chunks(drawn.pairs, max(1, batch // 2)):
+        for chunk in _chunks(drawn.pairs, chunk_size(batch)):
             samples = [dataset[pair.index] for pair in chunk]
             truth = truth_of(samples, chunk, drawn.kind)
             found = {}
             for name, localiser in localisers.items():
-                found[name] = _locate(known, samples, chunk, localiser, truth, seed, batch)
+                found[name], values = locate_and_score(
+                    known, localiser, samples, chunk, truth, seed=seed, batch=batch, fill=fill, metrics=metrics
+                )
                 fills[name] = found[name].fill
-                scores[name].append(score_chunk(known, samples, chunk, found[name], truth, fill=fill, batch=batch))
+                scores[name].append(values)
                 bar.update(len(chunk))
             if seen is not None:
                 seen(chunk, samples, found, truth)
@@ -152,20 +156,49 @@ def _chunks(pairs: Sequence[Pair], size: int) -> Iterator[list[Pair]]:
         yield list(pairs[start : start + size])
 
 
-def _locate(
-    model: Contract, samples: list[Sample], chunk: list[Pair], localiser: Localiser, truth: Truth, seed: int, batch: int
-) -> Localisation:
-    targets = [(row, pair.prototype) for row, pair in enumerate(chunk)]
-    return locate(
+def chunk_size(batch: int) -> int:
+    """How many pairs are located and scored together."""
+    return max(1, batch // 2)
+
+
+def locate_and_score(
+    model: Contract,
+    localiser: Localiser,
+    samples: Sequence[Sample],
+    chunk: Sequence[Pair],
+    truth: Truth,
+    *,
+    seed: int,
+    batch: int,
+    fill: str = SCORING_FILL,
+    metrics: Sequence[str] | None = None,
+) -> tuple[Localisation, dict[str, torch.Tensor]]:
+    """One method on N pairs: where it finds them, and metric -> [N] float64, NaN where undefined.
+
+    Args:
+        model: the contract.
+        localiser: the method.
+        samples: N, the image of each pair.
+        chunk: the N pairs.
+        truth: N rows.
+        seed: of whatever the method draws.
+        batch: images in one network pass.
+        fill: of the causal scores.
+        metrics: as :func:`protomask.scoring.score_chunk` takes it.
+    """
+    found = locate(
         model,
-        tensors(model, samples),
-        targets,
+        tensors(model, list(samples)),
+        [(row, pair.prototype) for row, pair in enumerate(chunk)],
         localiser,
         seed=seed,
         batch=batch,
         regions=truth.regions,
         boxes=truth.boxes,
+        image_ids=[sample.image_id for sample in samples],
     )
+    scores = score_chunk(model, samples, chunk, found, truth, fill=fill, batch=batch, metrics=metrics, seed=seed)
+    return found, scores
 
 
 def _joined(parts: list[dict[str, torch.Tensor]]) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -26,6 +27,7 @@ def write_with(path: str | Path, write: Callable[[Path], object]) -> Path:
             write(beside)
             _to_disk(beside)
             beside.replace(path)
+            _to_disk(path.parent)
         finally:
             beside.unlink(missing_ok=True)
     except OSError as error:
@@ -60,6 +62,14 @@ def prepare_output(folder: str | Path) -> Path:
     return path
 
 
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove the half-written files that a killed process left in a folder; nobody may be writing there."""
+    for path in Path(folder).glob(".*"):
+        if re.fullmatch(r"\..+\.[0-9a-f]{16}|\.probe-[0-9a-f]{16}", path.name) and path.is_file():
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
 def safe_name(image_id: str) -> str:
     """A file name (without suffix) for an image: letters, digits, ``_`` and ``-`` only, and a hash of the whole id.
 
@@ -73,6 +83,12 @@ def safe_name(image_id: str) -> str:
 
 
 def _to_disk(path: Path) -> None:
-    # Moving a file whose content is still in memory can leave an empty one after a power cut.
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    # Moving a file whose content is still in memory can leave an empty one after a power cut, and the move itself is
+    # lost where the folder is not written out. Windows opens no folders.
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -20,7 +20,7 @@ from protomask.checks import check_count
 from protomask.data.inpaint import PART_RADIUS
 from protomask.data.sample import Dataset, Sample, to_tensor
 from protomask.engine import in_chunks
-from protomask.errors import InputError, expected
+from protomask.errors import DataError, InputError, expected
 from protomask.locating import measure
 from protomask.metrics import Truth, causal_parts, part_drops
 from protomask.model import Contract, class_prototypes, device_of, untouched
@@ -79,6 +79,7 @@ def draw_pairs(
     shown: int = SHOWN,
     clear: bool = False,
     progress: Callable[[int], object] | None = None,
+    skip: Callable[[DataError], object] | None = None,
 ) -> PairSet:
     """``count`` seeded pairs, images first: every image gives one pair before any gives a second.
 
@@ -86,16 +87,17 @@ def draw_pairs(
 
     Where parts have pixel masks, or where ``clear`` says so, only pairs with a clear causal part count, and drawing
     goes on until there are ``count`` of them or every image has been tried with every prototype of its class.
-    Elsewhere every pair counts.
+    Elsewhere every pair counts. A sample that cannot be read is told to ``skip`` and left out, where that is given.
 
     Raises:
         InputError: no pair could be drawn.
+        DataError: a sample cannot be read, and ``skip`` is not given.
     """
     check_count("pairs", count)
     check_count("shown", shown)
     kind, drawn, qualified = "object", 0, 0
     kept: list[Pair] = []
-    candidates = _candidates(model, dataset, seed)
+    candidates = _candidates(model, dataset, seed, skip)
     with untouched(model.module):
         for group in _batched(candidates, max(1, batch // 4)):
             kind, found = _look(model, dataset, group, shown, batch)
@@ -120,22 +122,37 @@ def _until(found: list[Pair], clear: bool, wanted: int) -> int:
     return len(found) if len(counting) < wanted else counting[wanted - 1] + 1
 
 
-def _candidates(model: Contract, dataset: Dataset, seed: int) -> Iterator[tuple[int, int]]:
+def _candidates(
+    model: Contract, dataset: Dataset, seed: int, skip: Callable[[DataError], object] | None
+) -> Iterator[tuple[int, int]]:
     """(sample, prototype) in drawing order: rounds over all images, each round with another prototype of the class."""
     order = np.random.default_rng([seed, 0]).permutation(len(dataset))
-    labels: dict[int, int] = {}  # a sample is read for its label once, not in every round
+    labels: dict[int, int | None] = {}  # a sample is read for its label once, not in every round
     own: dict[int, np.ndarray] = {}
     for round_ in range(model.num_prototypes):
         for index in order.tolist():
             if index not in labels:
-                labels[index] = dataset[index].label
+                labels[index] = _label(dataset, index, skip)
             label = labels[index]
+            if label is None:
+                continue
             if label not in own:
                 known = model.class_weights() is not None
                 own[label] = class_prototypes(model, [label]).numpy() if known else np.arange(model.num_prototypes)
             if round_ < len(own[label]):
                 shuffled = np.random.default_rng([seed, 1, index]).permutation(own[label])
                 yield index, int(shuffled[round_])
+
+
+def _label(dataset: Dataset, index: int, skip: Callable[[DataError], object] | None) -> int | None:
+    """A sample's label; None where it cannot be read and somebody wants to know."""
+    try:
+        return dataset[index].label
+    except DataError as error:
+        if skip is None:
+            raise
+        skip(error)
+        return None
 
 
 def _batched(items: Iterator[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:

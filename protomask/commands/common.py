@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
@@ -15,8 +14,10 @@ from torch import Tensor
 
 from protomask.data import DATASETS, Dataset, open_dataset, own_options
 from protomask.errors import InputError, expected
-from protomask.files import write_text
+from protomask.files import write_with
 from protomask.loading import Loaded, with_labels_of
+from protomask.localisers import load_plugin, register_stored
+from protomask.memory import choose_batch
 from protomask.metrics import METRICS, Summary
 from protomask.model import untouched
 
@@ -27,17 +28,52 @@ MODEL_HELP = (
 DIRECTIONS = {name: 1 if metric.higher_is_better else -1 for name, metric in METRICS.items()}
 
 
-def add_run_options(parser: argparse.ArgumentParser, batch: int = 32) -> None:
-    """``--device``, ``--seed``, ``--batch`` and ``--quiet``, as every command that computes has them."""
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """``--device``, ``--seed``, ``--batch``, ``--memory`` and ``--quiet``, as every command that computes has them."""
     group = parser.add_argument_group("run")
     group.add_argument(
         "--device", default="auto", metavar="DEVICE", help="cpu, cuda, cuda:N or auto (default: %(default)s)"
     )
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of everything drawn (default: %(default)s)")
     group.add_argument(
-        "--batch", type=positive, default=batch, metavar="N", help="images in one network pass (default: %(default)s)"
+        "--batch",
+        type=batch_option,
+        default="auto",
+        metavar="N",
+        help="images in one network pass; auto: 32 on a CPU, as many as fit on a GPU (default: %(default)s)",
     )
+    group.add_argument(
+        "--memory",
+        type=bytes_option,
+        metavar="SIZE",
+        help="what a pass may take beside the weights, such as 512MiB or 2GiB (default: no limit)",
+    )
+    add_plugin(group)
     add_quiet(group)
+
+
+def add_plugin(group: argparse._ActionsContainer) -> None:
+    """``--plugin``, for commands that know methods by name."""
+    group.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE.py|MODULE",
+        help="run this code of yours first, which registers methods; may be repeated",
+    )
+
+
+def load_methods(args: argparse.Namespace) -> tuple[str, ...]:
+    """Runs the plugins that the options name, and makes each folder of ``--maps`` a method; the names of the latter.
+
+    Both are done once, however often this is called.
+
+    Raises:
+        InputError: a plugin fails, or there is no such folder.
+    """
+    for text in getattr(args, "plugin", ()):
+        load_plugin(text)
+    return tuple(register_stored(folder) for folder in getattr(args, "maps", ()))
 
 
 def add_trust(parser: argparse._ActionsContainer) -> None:
@@ -112,6 +148,32 @@ def add_evaluation_data_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--boxed", action="store_true", help="chestxray14: only findings with boxes, each as a sample of its own"
     )
+
+
+def batch_option(text: str) -> int | str:
+    """``auto`` or an integer of at least 1, for argparse."""
+    return text if text == "auto" else positive(text)
+
+
+def bytes_option(text: str) -> int:
+    """``512MiB``, ``2GiB`` or a plain number of bytes, for argparse."""
+    number, unit = text, 1
+    for power, name in enumerate(("KiB", "MiB", "GiB"), start=1):
+        if text.endswith(name):
+            number, unit = text.removesuffix(name), 1024**power
+    try:
+        found = float(number) * unit
+    except ValueError:
+        found = 0.0
+    if not 1 <= found < 1 << 60:
+        raise argparse.ArgumentTypeError(f"expected a size such as 512MiB or 2GiB, got {text!r}")
+    return int(found)
+
+
+def settle_batch(args: argparse.Namespace, loaded: Loaded) -> None:
+    """``--batch`` and ``--memory`` as a number, now that the model is known: ``args.batch``."""
+    image = torch.zeros((1, len(loaded.model.mean), *loaded.size))
+    args.batch = choose_batch(loaded.model, image, args.batch, args.memory)
 
 
 def positive(text: str) -> int:
@@ -235,12 +297,15 @@ def score_table(summaries: Mapping[str, Mapping[str, Summary]], metrics: Sequenc
 
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A CSV file, whole or not at all."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+    """A CSV file, whole or not at all; rows are written as they come."""
+
+    def write(beside: Path) -> None:
+        with beside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(header)
+            writer.writerows(rows)
+
+    write_with(path, write)
 
 
 def versions() -> dict[str, str]:

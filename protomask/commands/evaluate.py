@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
 
 from protomask.commands.common import (
     MODEL_HELP,
@@ -13,21 +17,29 @@ from protomask.commands.common import (
     add_trust,
     choose_device,
     dataset_for,
+    load_methods,
+    names_option,
     positive,
     seconds_per_pass,
+    settle_batch,
     size_option,
     spell_duration,
 )
+from protomask.commands.longrun import add_long_run_options, engine_of, run_job, terms_of, threads_of
 from protomask.commands.publish import Kept, publish
-from protomask.data import Dataset
+from protomask.data import Dataset, own_options
 from protomask.errors import InputError, expected
-from protomask.evaluation import METHODS, Evaluation, evaluate
+from protomask.evaluation import METHODS, Evaluation
+from protomask.jobs.drawing import drawn_pairs
+from protomask.jobs.evaluating import EvaluateJob, EvaluateTask, gather, plan_evaluate
+from protomask.jobs.folder import Folder
+from protomask.jobs.work import Engine, Terms
 from protomask.loading import Loaded, load_model
+from protomask.localisers import image_passes_of
 from protomask.locating import resolve_method
-from protomask.store import prepare_output
+from protomask.metrics import check_metrics, scoring_passes
+from protomask.store import Plan, prepare_output
 from protomask.visualise.report import Picture
-
-SCORING_PASSES = 67  # network passes per pair and method: two curves of 33 and one of sufficiency
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -37,8 +49,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="score localisation methods on a data set",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Score localisation methods on the same (image, prototype) pairs.\n\n"
-        "Writes into --out: scores.json, pairs.csv (one row per pair, method and metric), regions.json, panels/ and a\n"
-        "self-contained report.html. Intervals are 95 % bootstrap intervals, clustered by image.",
+        "Writes into --out: pairs.csv and pairs.parquet (a row per pair, method and metric), scores.json, scores.tex,\n"
+        "run.json, regions.json, examples/, panels/ and a self-contained report.html, which `protomask report` makes\n"
+        "again from the rest. Intervals are 95 % bootstrap intervals, clustered by image.",
         epilog="examples:\n"
         "  protomask evaluate demo:protopnet --data planted --scenes 400 --out scores\n"
         "  protomask evaluate runs/cub --data cub --root CUB_200_2011 --methods mdm,upsampling,random --out scores",
@@ -47,6 +60,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add_trust(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="where results go")
     parser.add_argument("--methods", metavar="A,B,C", help=f"see `protomask methods` (default: {','.join(METHODS)})")
+    parser.add_argument(
+        "--metrics", type=names_option, metavar="A,B,C", help="see `protomask metrics` (default: the protocol's)"
+    )
     parser.add_argument(
         "--pairs", type=positive, default=200, metavar="N", help="pairs to score (default: %(default)s)"
     )
@@ -58,7 +74,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--panels", type=int, default=12, metavar="N", help="pairs to draw (default: %(default)s)")
     parser.add_argument("--size", type=size_option, metavar="HxW", help="input size, for a model that does not tell it")
     add_evaluation_data_options(parser)
+    parser.add_argument(
+        "--maps",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="score maps that another program made, too, under the folder's name; may be repeated",
+    )
     add_run_options(parser)
+    add_long_run_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -66,21 +90,35 @@ def run(args: argparse.Namespace) -> None:
     """Evaluate, print the table, write the files."""
     out = prepare_output(args.out)
     methods = default_methods(args.data) if args.methods is None else tuple(args.methods.split(","))
+    methods += load_methods(args)
     check_methods(methods)
+    check_metrics(args.metrics)
+    terms = terms_of(args)
+    threads = threads_of(args.threads, out)
+    loaded, dataset = open_data(args)
+    settle_batch(args, loaded)
+    options: dict[str, Any] = {
+        "pairs": args.pairs,
+        "seed": args.seed,
+        "batch": args.batch,
+        "clear_parts": args.clear_parts,
+    }
+    options |= {"data": _spelled(args), "metrics": args.metrics}
+    job = evaluation_job(out, loaded, dataset, methods, threads=threads, terms=terms, **options)
+    engine = engine_of(args, job.plan, partial(reopen_job, args, job.plan, job.task))
+    finish_evaluation(out, job, terms, engine, panels=args.panels, assemble=args.assemble)
+
+
+def open_data(args: argparse.Namespace) -> tuple[Loaded, Dataset]:
+    """The model and the data set that the options name."""
     loaded = load_model(args.model, choose_device(args.device), args.size, trust=args.trust)
-    dataset = dataset_for(args, loaded)
-    evaluate_into(
-        out,
-        loaded,
-        dataset,
-        methods,
-        pairs=args.pairs,
-        panels=args.panels,
-        seed=args.seed,
-        batch=args.batch,
-        progress=args.progress,
-        clear_parts=args.clear_parts,
-    )  # fmt: skip
+    return loaded, dataset_for(args, loaded)
+
+
+def reopen_job(args: argparse.Namespace, plan: Plan, task: EvaluateTask) -> EvaluateJob:
+    """The same job in another process."""
+    load_methods(args)
+    return EvaluateJob(plan, *open_data(args), task)
 
 
 def default_methods(data: str) -> tuple[str, ...]:
@@ -112,6 +150,8 @@ def evaluate_into(
 ) -> tuple[Evaluation, Kept]:
     """Evaluate ``methods`` and write everything into ``out``; also what ``protomask demo`` runs.
 
+    What ``out`` holds of an earlier run of the same model, data and settings is not computed again.
+
     Args:
         out: an existing folder.
         loaded: the model.
@@ -125,28 +165,96 @@ def evaluate_into(
         clear_parts: score only pairs with a clear causal part.
         extra: pictures to put into the report before the panels.
     """
-    _say_cost(loaded, methods, pairs, batch)
-    kept = Kept(panels)
-    result = evaluate(
-        loaded.model,
+    terms = Terms(progress=progress)
+    options: dict[str, Any] = {"pairs": pairs, "seed": seed, "batch": batch, "clear_parts": clear_parts}
+    job = evaluation_job(out, loaded, dataset, methods, threads=threads_of(None, out), terms=terms, **options)
+    made = finish_evaluation(out, job, terms, None, panels=panels, extra=extra)
+    if made is None:
+        raise RuntimeError("an evaluation that is no share of one is always finished")
+    return made
+
+
+def evaluation_job(
+    out: Path,
+    loaded: Loaded,
+    dataset: Dataset,
+    methods: Sequence[str],
+    *,
+    pairs: int,
+    seed: int,
+    batch: int,
+    clear_parts: bool,
+    threads: int,
+    terms: Terms,
+    data: Mapping[str, Any] | None = None,
+    metrics: tuple[str, ...] | None = None,
+) -> EvaluateJob:
+    """The job of scoring ``methods``, its pairs drawn now, or before, and kept in ``out``."""
+    drawn = drawn_pairs(
+        out,
+        loaded,
         dataset,
-        methods,
+        data or {},
         pairs=pairs,
         seed=seed,
         batch=batch,
-        clear_parts=clear_parts,
-        progress=progress,
-        seen=kept.see,
+        clear=clear_parts,
+        thread_count=threads,
+        strict=terms.strict,
+        progress=terms.progress,
     )
-    publish(out, loaded, dataset, result, kept, seed=seed, extra=extra)
-    return result, kept
+    for reason in drawn.skipped:
+        tqdm.write(f"skipped: {reason}")
+    task = EvaluateTask(tuple(methods), seed, batch, metrics=metrics, threads=threads)
+    return EvaluateJob(plan_evaluate(loaded, dataset, drawn, task), loaded, dataset, task)
 
 
-def _say_cost(loaded: Loaded, methods: Sequence[str], pairs: int, batch: int) -> None:
-    passes = sum(resolve_method(name)[0].passes for name in methods)
-    each = [seconds_per_pass(loaded, min(batch, 8), gradient=g) for g in (True, False)]
-    seconds = pairs * (passes * each[0] + SCORING_PASSES * len(methods) * each[1])
+def finish_evaluation(
+    out: Path,
+    job: EvaluateJob,
+    terms: Terms,
+    engine: Engine | None,
+    *,
+    panels: int,
+    extra: Sequence[Picture] = (),
+    assemble: bool = False,
+) -> tuple[Evaluation, Kept] | None:
+    """Compute what is missing and publish it; None where this process does one of several shares."""
+    made: list[tuple[Evaluation, Kept]] = []
+
+    def finish(folder: Folder) -> None:
+        kept = Kept(panels, out)
+        result = gather(folder.run, job.dataset, kept.see)
+        publish(out, job.loaded, job.dataset, result, kept, seed=job.task.seed, extra=extra)
+        made.append((result, kept))
+
+    run_job(
+        job,
+        out,
+        terms,
+        engine,
+        assemble=assemble,
+        say=lambda left: _say_cost(job, left),
+        finish=finish,
+    )
+    return made[0] if made else None
+
+
+def _spelled(args: argparse.Namespace) -> dict[str, Any]:
+    """What the options say of the data."""
+    names = ("data", "root", "split", "crop", "data_seed", "count", "species")
+    return {**{name: getattr(args, name) for name in names}, "own": own_options(vars(args))}
+
+
+def _say_cost(job: EvaluateJob, left: float) -> None:
+    methods, pairs = job.task.methods, len(job.plan.items)
+    backward = sum(resolve_method(name)[0].passes for name in methods)
+    forward, more = (len(methods) * passes for passes in scoring_passes(job.task.metrics))
+    forward += sum(image_passes_of(resolve_method(name)[0]) for name in methods)
+    each = [seconds_per_pass(job.loaded, min(job.task.batch, 8), gradient=g) for g in (True, False)]
+    seconds = left * pairs * ((backward + more) * each[0] + forward * each[1])
+    already = "" if left == 1 else f"; {1 - left:.0%} is stored"
     print(
-        f"{pairs} pairs, {len(methods)} methods: {passes:.0f} forward + gradient and {SCORING_PASSES * len(methods)} "
-        f"forward passes per pair, about {spell_duration(seconds)}."
+        f"{pairs} pairs, {len(methods)} methods: {backward + more:.0f} forward + gradient and {forward:.0f} forward "
+        f"passes per pair, about {spell_duration(seconds)}{already}."
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from protomask.errors import DataError, expected
 from protomask.files import write_text
+from protomask.opening import check_regular
 
 FORMAT_VERSION = 1
 
@@ -26,6 +27,11 @@ def number(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
+def dumped(value: object) -> bytes:
+    """A value as JSON on one line."""
+    return json.dumps(value, allow_nan=False).encode()
+
+
 def write_json(path: str | Path, content: object, indent: int | None = None) -> None:
     """An object as JSON, whole or not at all; ResourceError where it cannot be written."""
     write_text(path, json.dumps(content, allow_nan=False, indent=indent))
@@ -37,11 +43,12 @@ def read_json(path: str | Path) -> Any:
     Raises:
         DataError: no such file, no JSON, or no object.
     """
+    path = Path(path)
+    check_regular(path, "a JSON file")
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        came = "no such file" if isinstance(error, FileNotFoundError) else error
-        raise DataError(expected(str(path), "a JSON file", came)) from error
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(expected(str(path), "a JSON file", error)) from error
     if not isinstance(content, dict):
         raise DataError(expected(str(path), "a JSON object", type(content).__name__))
     return content

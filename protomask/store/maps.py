@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from tokenize import TokenError
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +24,7 @@ from protomask.store._json import FORMAT_VERSION
 from protomask.store.regions import check_rows
 
 DTYPES = ("float32", "float16")
-_ROWS = ("maps", "boxes", "peaks", "activations_before", "activations_after", "scores", "located")
+_ROWS = ("boxes", "peaks", "activations_before", "activations_after", "scores", "located")
 
 
 def write_maps(
@@ -44,28 +47,11 @@ def write_maps(
     """
     check_choice("dtype", dtype, DTYPES)
     check_rows("image_ids", len(image_ids), localisation)
-    arrays = {name: _numpy(getattr(localisation, name)) for name in _ROWS}
-    arrays["maps"] = arrays["maps"].astype(dtype)
+    arrays = {"maps": as_numpy(localisation.maps).astype(dtype), **row_arrays(localisation)}
     for scale, vectors in localisation.mask_vectors.items():
-        arrays[f"vectors_{scale}"] = _numpy(vectors)
-    arrays |= {f"target_{n}": _numpy(getattr(localisation.targets, n)) for n in ("images", "prototypes")}
-    try:
-        settings = json.dumps(dict(localisation.settings), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise InputError(expected("settings", "plain JSON values", error)) from error
-    about = {
-        "version": FORMAT_VERSION,
-        "method": localisation.method,
-        "masks": localisation.masks,
-        "fill": localisation.fill,
-        "reasons": localisation.reasons,
-        "image_ids": list(image_ids),
-        "settings": json.loads(settings),
-    }
-    arrays["about"] = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    write_bytes(path, buffer.getvalue())
+        arrays[f"vectors_{scale}"] = as_numpy(vectors)
+    about = {"version": FORMAT_VERSION, **described(localisation), "image_ids": list(image_ids)}
+    write_bytes(path, npz_bytes(arrays, about))
 
 
 def read_maps(path: str | Path) -> tuple[Localisation, tuple[str, ...]]:
@@ -75,30 +61,86 @@ def read_maps(path: str | Path) -> tuple[Localisation, tuple[str, ...]]:
         DataError: no such file, a truncated one, or not of that form.
     """
     try:
-        # Opened here, since numpy leaves its own handle open on a damaged archive.
-        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-        about = json.loads(arrays.pop("about").tobytes())
-        rows = {name: torch.from_numpy(arrays[name]) for name in _ROWS}
-        rows["maps"] = rows["maps"].float()
-        vectors = {k.removeprefix("vectors_"): v for k, v in arrays.items() if k.startswith("vectors_")}
-        localisation = Localisation(
-            method=about["method"],
-            targets=Targets(*(torch.from_numpy(arrays[f"target_{n}"]) for n in ("images", "prototypes"))),
-            **rows,
-            reasons=tuple(about["reasons"]),
-            masks=about["masks"],
-            mask_vectors={int(scale): torch.from_numpy(v) for scale, v in vectors.items()},
-            fill=about["fill"],
-            settings={k: _tupled(v) for k, v in about["settings"].items()},
-        )
-        return localisation, tuple(about["image_ids"])
-    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        came = "no such file" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
-        raise DataError(expected(str(path), "maps as write_maps writes them", came)) from error
+        arrays, about = read_npz(path)
+        vectors = {int(k.removeprefix("vectors_")): v for k, v in arrays.items() if k.startswith("vectors_")}
+        return rebuilt(arrays, about, arrays["maps"], vectors), tuple(about["image_ids"])
+    except DAMAGED as error:
+        raise damaged(path, "maps as write_maps writes them", error) from error
 
 
-def _numpy(tensor: Tensor) -> np.ndarray:
+DAMAGED = (
+    *(OSError, EOFError, MemoryError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError),
+    *(RuntimeError, SyntaxError, TokenError, zipfile.BadZipFile, zlib.error, struct.error),
+)
+"""What reading a damaged ``.npz`` may raise."""
+
+
+def damaged(path: str | Path, wanted: str, error: Exception) -> DataError:
+    """The DataError for a file that cannot be read."""
+    came = "no such file" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
+    return DataError(expected(str(path), wanted, came))
+
+
+def npz_bytes(arrays: dict[str, np.ndarray], about: dict[str, object]) -> bytes:
+    """Arrays and JSON values as one compressed ``.npz``; the same content gives the same bytes."""
+    content = np.frombuffer(json.dumps(about, allow_nan=False).encode(), dtype=np.uint8)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays, about=content)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def read_npz(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What :func:`npz_bytes` made; raises one of :data:`DAMAGED`."""
+    # Opened here, since numpy leaves its own handle open on a damaged archive.
+    with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    return arrays, json.loads(arrays.pop("about").tobytes())
+
+
+def row_arrays(localisation: Localisation) -> dict[str, np.ndarray]:
+    """What a Localisation says of each row, but for its maps and vectors."""
+    arrays = {name: as_numpy(getattr(localisation, name)) for name in _ROWS}
+    return arrays | {f"target_{n}": as_numpy(getattr(localisation.targets, n)) for n in ("images", "prototypes")}
+
+
+def described(localisation: Localisation) -> dict[str, object]:
+    """What a Localisation says of all rows, as JSON values.
+
+    Raises:
+        InputError: settings that are no JSON values.
+    """
+    try:
+        settings = json.loads(json.dumps(dict(localisation.settings), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise InputError(expected("settings", "plain JSON values", error)) from error
+    return {
+        "method": localisation.method,
+        "masks": localisation.masks,
+        "fill": localisation.fill,
+        "reasons": list(localisation.reasons),
+        "settings": settings,
+    }
+
+
+def rebuilt(
+    arrays: dict[str, np.ndarray], about: dict[str, Any], maps: np.ndarray, vectors: dict[int, np.ndarray]
+) -> Localisation:
+    """The Localisation of :func:`row_arrays` and :func:`described`, with its maps and vectors."""
+    return Localisation(
+        method=about["method"],
+        targets=Targets(*(torch.from_numpy(arrays[f"target_{n}"]) for n in ("images", "prototypes"))),
+        maps=torch.from_numpy(maps).float(),
+        **{name: torch.from_numpy(arrays[name]) for name in _ROWS},
+        reasons=tuple(about["reasons"]),
+        masks=about["masks"],
+        mask_vectors={scale: torch.from_numpy(v) for scale, v in vectors.items()},
+        fill=about["fill"],
+        settings={k: _tupled(v) for k, v in about["settings"].items()},
+    )
+
+
+def as_numpy(tensor: Tensor) -> np.ndarray:
+    """A tensor on the CPU, half precision as float32."""
     tensor = tensor.detach().cpu()
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 

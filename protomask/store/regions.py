@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from pycocotools import mask as coco
 from torch import Tensor
 
-from protomask.checks import check_choice
+from protomask.checks import check_choice, check_count
+from protomask.data.images import MOST_PIXELS
 from protomask.data.sample import Geometry
 from protomask.errors import DataError, InputError, expected
+from protomask.files import write_with
 from protomask.records import Localisation
 from protomask.region import REGIONS, regions_of
-from protomask.store._json import FORMAT_VERSION, finite, number, read_json, write_json
+from protomask.store._json import FORMAT_VERSION, dumped, finite, number, read_json
 
 _CHUNK = 64  # maps ranked at a time: ranking takes about 50 bytes per pixel
 
@@ -69,11 +74,15 @@ class Region:
 
     @property
     def mask(self) -> np.ndarray:
-        """[H, W] bool, decoded."""
+        """[H, W] bool, decoded; DataError where the encoding says nonsense."""
         with warnings.catch_warnings():
             # pycocotools 2.0.11 decodes by a numpy protocol of before numpy 2.
             warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
-            return np.asarray(coco.decode(dict(self.rle))).astype(bool)
+            try:
+                return np.asarray(coco.decode(_checked_rle(self.rle))).astype(bool)
+            except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+                came = f"{type(error).__name__}: {error}"
+                raise DataError(expected(f"mask of {self.image_id!r}", "a run-length encoding", came)) from error
 
 
 @dataclass(frozen=True)
@@ -125,36 +134,78 @@ def write_regions(
             with two geometries or files.
         ResourceError: the file cannot be written.
     """
+    pieces = ((entries_of(found, infos, region=region, percentile=percentile), infos) for found, infos in results)
+    write_entries(path, pieces, names)
+
+
+def entries_of(
+    found: Localisation, infos: Sequence[ImageInfo], *, region: str = "percentile", percentile: float = 95
+) -> list[dict[str, Any]]:
+    """What ``regions.json`` says of each pair, as JSON values, in the pairs' order; for :func:`write_entries`.
+
+    ``image`` counts ``infos``; an entry with a ``reason`` has no region. Arguments and errors are those of
+    :func:`write_regions`.
+    """
     check_choice("region", region, REGIONS)
+    _check_targets(found, infos)
+    kind = region if found.masks else "percentile"
+    entries: list[dict[str, Any]] = []
+    for row, ((image, prototype), mask) in enumerate(
+        zip(found.targets, _cut(found.maps, kind, percentile), strict=True)
+    ):
+        activation = finite(found.activations_before[row])
+        entry = {"image": image, "category_id": prototype, "method": found.method, "activation": activation}
+        if found.located[row]:
+            shape = _encode(to_original(mask, infos[image].geometry))
+            entries.append({**entry, "score": finite(found.scores[row]), "region": kind, **shape})
+        else:
+            entries.append({**entry, "reason": found.reasons[row]})
+    return entries
+
+
+def write_entries(
+    path: str | Path,
+    pieces: Iterable[tuple[Sequence[Mapping[str, Any]], Sequence[ImageInfo]]],
+    names: Mapping[int, str] | Sequence[str],
+) -> None:
+    """``regions.json`` from entries of :func:`entries_of`, piece by piece: one piece is in memory at a time.
+
+    Args:
+        path: of the file.
+        pieces: entries, and the images that they count.
+        names: the prototypes' names by index; each becomes a category.
+
+    Raises:
+        InputError: a prototype without a name, or one image_id with two geometries or files.
+        ResourceError: the file cannot be written.
+    """
     named = dict(names) if isinstance(names, Mapping) else dict(enumerate(names))
-    images = _Images()
-    annotations: list[dict[str, Any]] = []
-    unlocated: list[dict[str, Any]] = []
-    for found, infos in results:
-        _check_targets(found, infos, named)
-        kind = region if found.masks else "percentile"
-        masks = _cut(found.maps, kind, percentile)
-        for row, ((image, prototype), mask) in enumerate(zip(found.targets, masks, strict=True)):
-            pair = {
-                "image_id": images.number(infos[image]),
-                "category_id": prototype,
-                "method": found.method,
-                "activation": finite(found.activations_before[row]),
-            }
-            if found.located[row]:
-                shape = _encode(to_original(mask, infos[image].geometry))
-                score = finite(found.scores[row])
-                annotations.append({"id": len(annotations) + 1, **pair, "score": score, "region": kind, **shape})
-            else:
-                unlocated.append({**pair, "reason": found.reasons[row]})
-    content = {
-        "info": {"description": "Regions of prototypes, in pixels of the upright image", "version": FORMAT_VERSION},
-        "images": images.listed,
-        "categories": [{"id": k, "name": name} for k, name in sorted(named.items())],
-        "annotations": annotations,
-        "unlocated": unlocated,
-    }
-    write_json(path, content)
+
+    def write(beside: Path) -> None:
+        with ExitStack() as open_files:
+            annotations, unlocated, listed = (open_files.enter_context(_Listed(beside.parent)) for _ in range(3))
+            images = _Images(listed)
+            for entries, infos in pieces:
+                _check_names(entries, named)
+                for entry in entries:
+                    pair = {"image_id": images.number(infos[entry["image"]]), **entry}
+                    del pair["image"]
+                    if "reason" in pair:
+                        unlocated.append(pair)
+                    else:
+                        annotations.append({"id": len(annotations) + 1, **pair})
+            info = {"description": "Regions of prototypes, in pixels of the upright image", "version": FORMAT_VERSION}
+            categories = [{"id": k, "name": name} for k, name in sorted(named.items())]
+            with beside.open("wb") as file:
+                file.write(b'{"info": ' + dumped(info) + b', "images": [')
+                listed.copy_to(file)
+                file.write(b'], "categories": ' + dumped(categories) + b', "annotations": [')
+                annotations.copy_to(file)
+                file.write(b'], "unlocated": [')
+                unlocated.copy_to(file)
+                file.write(b"]}")
+
+    write_with(path, write)
 
 
 def read_regions(path: str | Path) -> Regions:
@@ -169,7 +220,7 @@ def read_regions(path: str | Path) -> Regions:
         names = {int(c["id"]): str(c["name"]) for c in content["categories"]}
         regions = tuple(_region(a, images[a["image_id"]], names) for a in content["annotations"])
         unlocated = tuple(_unlocated(u, images[u["image_id"]]) for u in content.get("unlocated", ()))
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise DataError(expected(str(path), "regions as write_regions writes them", repr(error))) from error
     return Regions(regions, unlocated, names)
 
@@ -192,22 +243,47 @@ def to_original(mask: np.ndarray, geometry: Geometry) -> np.ndarray:
     return original
 
 
+class _Listed:
+    """The items of a JSON list, kept on disk beyond the first megabyte."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._count = folder, 0
+
+    def __enter__(self) -> _Listed:
+        self._file = tempfile.SpooledTemporaryFile(1 << 20, dir=str(self._folder))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def append(self, item: object) -> None:
+        self._file.write((b", " if self._count else b"") + dumped(item))
+        self._count += 1
+
+    def copy_to(self, file: BinaryIO) -> None:
+        self._file.seek(0)
+        shutil.copyfileobj(self._file, file)
+
+
 class _Images:
     """The images of a COCO file, numbered from 1 in the order in which they come."""
 
-    def __init__(self) -> None:
-        self.listed: list[dict[str, Any]] = []
+    def __init__(self, listed: _Listed) -> None:
+        self._listed = listed
         self._known: dict[str, tuple[int, ImageInfo]] = {}
 
     def number(self, info: ImageInfo) -> int:
-        number, known = self._known.setdefault(info.image_id, (len(self.listed) + 1, info))
+        number, known = self._known.setdefault(info.image_id, (len(self._listed) + 1, info))
         if known != info:
             raise InputError(expected(f"image {info.image_id!r}", f"one geometry and file, {known}", info))
-        if number > len(self.listed):
+        if number > len(self._listed):
             height, width = info.geometry.source_size
             file_name = info.file_name or info.image_id
             entry = {"id": number, "file_name": file_name, "width": width, "height": height, "name": info.image_id}
-            self.listed.append(entry)
+            self._listed.append(entry)
         return number
 
 
@@ -216,16 +292,19 @@ def _cut(maps: Tensor, kind: str, percentile: float) -> Iterator[np.ndarray]:
         yield from regions_of(maps[start : start + _CHUNK], kind, percentile).cpu().numpy()
 
 
-def _check_targets(found: Localisation, infos: Sequence[ImageInfo], names: Mapping[int, str]) -> None:
+def _check_targets(found: Localisation, infos: Sequence[ImageInfo]) -> None:
     check_rows("images", len(infos), found)
-    unnamed = sorted({p for _, p in found.targets if p not in names})
-    if unnamed:
-        raise InputError(expected("names", "a name for every prototype of the targets", f"none for {unnamed}"))
     size = tuple(found.maps.shape[1:])
     for image, _ in found.targets:
         if tuple(infos[image].geometry.size) != size:
             wanted = f"the maps' size {size}"
             raise InputError(expected(f"geometry of {infos[image].image_id!r}", wanted, infos[image].geometry.size))
+
+
+def _check_names(entries: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> None:
+    unnamed = sorted({e["category_id"] for e in entries if e["category_id"] not in names})
+    if unnamed:
+        raise InputError(expected("names", "a name for every prototype of the targets", f"none for {unnamed}"))
 
 
 def check_rows(name: str, count: int, found: Localisation) -> None:
@@ -268,6 +347,16 @@ def _region(annotation: Mapping[str, Any], image: Mapping[str, Any], names: Mapp
         score=number(annotation["score"]),
         rle=dict(annotation["segmentation"]),
     )
+
+
+def _checked_rle(rle: Mapping[str, Any]) -> dict[str, Any]:
+    """``size`` and ``counts`` alone, if so many pixels can be an image; else ValueError, before memory is taken."""
+    height, width = (check_count("size", side, 0) for side in rle["size"])
+    if height * width > MOST_PIXELS:
+        raise ValueError(f"{height} x {width} pixels")
+    if not isinstance(rle["counts"], (str, bytes)):
+        raise TypeError("counts that are no text")
+    return {"size": [height, width], "counts": rle["counts"]}
 
 
 def _unlocated(entry: Mapping[str, Any], image: Mapping[str, Any]) -> Unlocated:

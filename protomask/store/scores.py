@@ -78,6 +78,6 @@ def read_scores(path: str | Path) -> dict[str, dict[str, dict[str, Score]]]:
             }
             for model, methods in content.items()
         }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         wanted = "{model: {method: {metric: {mean, low, high, n}}}}"
         raise DataError(expected(str(path), wanted, repr(error))) from error

@@ -1,0 +1,1 @@
+"""Long runs: cut into shards, stored as they come, continued after whatever ended them."""

@@ -1,0 +1,54 @@
+"""Cutting a run into shards, before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from protomask.jobs.digests import digest
+from protomask.store.plans import ShardPlan
+
+PAIRS_PER_CHUNK = 64  # bounds memory: the maps of a chunk are held at once, a mask per scale and pair beside them
+IMAGES_PER_CHUNK = 8
+
+
+def cut_images(
+    digests: Sequence[Any], targets: int, methods: Mapping[str, Any], settings: Mapping[str, Any]
+) -> list[ShardPlan]:
+    """Shards of images with the same number of targets each: a few whole images, or a part of one image's targets.
+
+    Args:
+        digests: of the images, in order.
+        targets: per image.
+        methods: name -> what its results depend on.
+        settings: what all results depend on.
+    """
+    together = max(1, min(IMAGES_PER_CHUNK, PAIRS_PER_CHUNK // targets))
+    ranges = [
+        (start, min(start + together, len(digests)), low, min(low + PAIRS_PER_CHUNK, targets))
+        for start in range(0, len(digests), together)
+        for low in range(0, targets, PAIRS_PER_CHUNK)
+    ]
+    return _shards(ranges, digests, methods, settings)
+
+
+def cut_pairs(
+    digests: Sequence[Any], size: int, methods: Mapping[str, Any], settings: Mapping[str, Any]
+) -> list[ShardPlan]:
+    """Shards of ``size`` pairs each, the last with what is left."""
+    ranges = [(start, min(start + size, len(digests)), 0, 0) for start in range(0, len(digests), size)]
+    return _shards(ranges, digests, methods, settings)
+
+
+def _shards(
+    ranges: Sequence[tuple[int, int, int, int]],
+    digests: Sequence[Any],
+    methods: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> list[ShardPlan]:
+    common = digest(dict(settings))
+    return [
+        ShardPlan(digest(common, name, how, list(digests[start:stop]), low, high), name, chunk, start, stop, low, high)
+        for chunk, (start, stop, low, high) in enumerate(ranges)
+        for name, how in methods.items()
+    ]

@@ -1,0 +1,169 @@
+"""Content hashes: what a result depends on, as a name that changes when it does.
+
+Code counts as content: shards that another version of the package computed are not taken for ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from protomask.data.sample import Sample
+from protomask.errors import DataError, expected
+from protomask.localisers.base import settings_of
+from protomask.locating import resolve_method
+from protomask.model import Contract
+
+_NUMBERS_DEPEND_ON = ("torch", "torchvision", "numpy", "opencv-python", "pillow")
+_OURS = "protomask"
+# Only what other files do to numbers matters; these only draw, ask and schedule.
+_NO_NUMBERS = (
+    "cli.py",
+    "commands",
+    "gallery.py",
+    "redrawing.py",
+    "reporting",
+    "training",
+    "visualise",
+)
+
+
+def digest(*values: object) -> str:
+    """32 hexadecimal digits of plain values, tensors, arrays and containers of them; the order of keys is no matter."""
+    text = json.dumps(_canonical(values), separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def digest_file(path: str | Path) -> str:
+    """Of a file's content.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            found = hashlib.sha256()
+            while block := file.read(1 << 20):
+                found.update(block)
+    except OSError as error:
+        raise DataError(expected(str(path), "a file that can be read", error)) from error
+    return found.hexdigest()[:32]
+
+
+def digest_sample(sample: Sample) -> str:
+    """Of an image in the model's frame with everything that is annotated on it."""
+    arrays = (sample.image, sample.box, sample.points, sample.part_masks, sample.segmentation, sample.labels)
+    geometry = sample.geometry
+    placed = (geometry.source_size, geometry.crop, geometry.size)
+    return digest(sample.image_id, sample.group, int(sample.label), placed, arrays)
+
+
+def digest_model(model: Contract) -> str:
+    """Of a model: its tensors, its plain attributes, what the contract says of it, and its classes' code."""
+    source = model.source
+    said = (model.num_prototypes, model.input_shape, model.mean, model.std, model.activation_range)
+    parts: list[object] = [said, model.class_weights(), code_of(type(source))]
+    if model.module is None:
+        parts.append(_state(vars(source) if hasattr(source, "__dict__") else {}))
+    else:
+        for name, module in model.module.named_modules():
+            parts.append((name, code_of(type(module)), _state(_own(module))))
+    return digest(*parts)
+
+
+def digest_method(name: str, given: Mapping[str, object]) -> dict[str, object]:
+    """What a method's results depend on: all its settings, the files that they name, and its code."""
+    localiser, _ = resolve_method(name, dict(given))
+    settings = settings_of(localiser)
+    files = {text: _tree(Path(text)) for text in settings.values() if isinstance(text, str) and Path(text).exists()}
+    return {
+        "settings": json.loads(json.dumps(settings, default=_plain)),
+        "files": files,
+        "code": code_of(getattr(localiser, "function", type(localiser))),
+    }
+
+
+def _tree(path: Path) -> str:
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return digest([(p.relative_to(path).as_posix(), digest_file(p)) for p in files])
+
+
+def code_of(what: Callable[..., object]) -> str:
+    """Of a class or function: its name and, where it is neither ours nor a library's, the file that it is written in.
+
+    Ours goes by :func:`versions`, libraries by their own.
+    """
+    module = getattr(what, "__module__", "") or ""
+    name = f"{module}.{getattr(what, '__qualname__', type(what).__qualname__)}"
+    if module.split(".")[0] in ("builtins", "torch", "torchvision", _OURS):
+        return name
+    try:
+        return f"{name} {_file(inspect.getfile(what))}"
+    except (OSError, TypeError, DataError):
+        return name
+
+
+@lru_cache(maxsize=1)
+def versions() -> dict[str, str]:
+    """Versions of what numbers depend on, our own with a digest of its code."""
+    ours = Path(__file__).parents[1]
+    files = sorted(p for p in ours.rglob("*.py") if p.relative_to(ours).parts[0] not in _NO_NUMBERS)
+    code = digest([(p.relative_to(ours).as_posix(), digest_file(p)) for p in files])
+    return {_OURS: f"{version(_OURS)}+{code[:12]}", **{name: version(name) for name in _NUMBERS_DEPEND_ON}}
+
+
+@lru_cache(maxsize=256)
+def _file(path: str) -> str:
+    return digest_file(path)
+
+
+def _own(module: nn.Module) -> dict[str, object]:
+    """A module's own parameters, buffers and plain attributes; whether it trains is nobody's business here."""
+    plain = {k: v for k, v in vars(module).items() if not k.startswith("_") and k != "training"}
+    tensors: dict[str, object] = {
+        **dict(module.named_parameters(recurse=False)),
+        **dict(module.named_buffers(recurse=False)),
+    }
+    return {**plain, **tensors}
+
+
+def _state(attributes: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in sorted(attributes.items()) if not isinstance(value, nn.Module)}
+
+
+def _canonical(value: object) -> object:
+    """Containers with everything in them as JSON values; keys may be anything."""
+    if isinstance(value, Mapping):
+        return ["mapping", *sorted(([repr(k), _canonical(v)] for k, v in value.items()), key=lambda pair: str(pair[0]))]
+    if isinstance(value, (list, tuple)):
+        return [_canonical(v) for v in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else _plain(value)
+
+
+def _plain(value: object) -> object:
+    """What JSON has no form for: tensors and arrays by content, paths as text, other objects by what they are."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        value = value.to(torch.float32) if value.dtype == torch.bfloat16 else value
+        value = value.resolve_conj().contiguous().numpy()
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        content = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+        return ["array", str(value.dtype), list(value.shape), content]
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, (Path, torch.device, torch.dtype, torch.Size)):
+        return str(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(str, value))
+    if callable(value):
+        return code_of(value)
+    return f"{type(value).__module__}.{type(value).__qualname__}"

@@ -1,0 +1,202 @@
+"""``evaluate`` as a job: methods located and scored on pairs that were drawn before, a method and a chunk per shard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from protomask.data.sample import Dataset, Sample
+from protomask.errors import DataError
+from protomask.evaluation import Evaluation, Seen, chunk_size, locate_and_score
+from protomask.fills import SCORING_FILL
+from protomask.jobs.apart import all_or_each
+from protomask.jobs.cutting import cut_pairs
+from protomask.jobs.digests import digest_method, versions
+from protomask.jobs.drawing import Drawn, pair_of, spell_pair
+from protomask.jobs.work import Read
+from protomask.loading import Loaded
+from protomask.locating import resolve_method
+from protomask.metrics import METRICS, check_metrics
+from protomask.model import device_of
+from protomask.pairs import Pair, PairSet, truth_of
+from protomask.records import Localisation, Targets
+from protomask.store.plans import Plan, ShardPlan
+from protomask.store.regions import ImageInfo
+from protomask.store.runs import Run
+from protomask.store.shards import Failure, Shard
+
+
+@dataclass(frozen=True)
+class EvaluateTask:
+    """What to score; everything of it changes results.
+
+    Attributes:
+        methods: names of localisers.
+        seed: of everything drawn.
+        batch: images in one network pass; half as many pairs make a shard.
+        fill: of the causal scores.
+        metrics: names of metrics per pair; :data:`protomask.metrics.DEFAULT_METRICS` where None.
+        threads: of the processor; a shard is computed with as many wherever it is computed.
+    """
+
+    methods: tuple[str, ...]
+    seed: int = 0
+    batch: int = 32
+    fill: str = SCORING_FILL
+    metrics: tuple[str, ...] | None = None
+    threads: int = 1
+
+
+def plan_evaluate(loaded: Loaded, dataset: Dataset, drawn: Drawn, task: EvaluateTask) -> Plan:
+    """The plan of scoring these pairs."""
+    settings = {
+        "model": drawn.model,
+        "seed": task.seed,
+        "batch": task.batch,
+        "fill": task.fill,
+        "metrics": list(check_metrics(task.metrics)),
+        "threads": task.threads,
+        "kind": drawn.pairs.kind,
+        "device": device_of(loaded.model).type,
+        "versions": versions(),
+    }
+    methods = {name: digest_method(name, {}) for name in task.methods}
+    items = [[*spell_pair(pair), known] for pair, known in zip(drawn.pairs.pairs, drawn.digests, strict=True)]
+    shards = cut_pairs(items, chunk_size(task.batch), methods, settings)
+    about = {
+        "model_name": loaded.name,
+        "data_name": dataset.name,
+        "methods": methods,
+        "drawn": drawn.pairs.drawn,
+        "qualified": drawn.pairs.qualified,
+        "skipped": list(drawn.skipped),
+    }
+    return Plan("evaluate", settings, tuple(items), tuple(shards), about)
+
+
+def pairs_of(items: Sequence[Any], shard: ShardPlan) -> list[Pair]:
+    """The pairs of one of a plan's shards, from the plan's items."""
+    return [pair_of(item[:-1]) for item in items[shard.start : shard.stop]]
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluateJob:
+    """Pairs, located and scored shard by shard (:class:`protomask.jobs.work.Job`).
+
+    Attributes:
+        plan: of :func:`plan_evaluate`.
+        loaded: the model.
+        dataset: its samples.
+        task: what to score.
+    """
+
+    plan: Plan
+    loaded: Loaded
+    dataset: Dataset
+    task: EvaluateTask
+
+    @property
+    def reader(self) -> Callable[[ShardPlan], Read]:
+        """Reads the sample of each of a shard's pairs."""
+        return partial(read_samples, self.dataset, self.plan.items)
+
+    def compute(self, shard: ShardPlan, read: Read) -> Shard:
+        """The shard's method on its pairs, scored; where one pair breaks the pass, the others do without it."""
+        pairs = pairs_of(self.plan.items, shard)
+        infos = tuple(ImageInfo(sample.image_id, sample.geometry) for sample in read.samples)
+        names = [f"{pairs[row].image_id}, prototype {pairs[row].prototype}" for row in read.rows]
+
+        def score(rows: list[int]) -> tuple[Localisation, dict[str, torch.Tensor]]:
+            return self._score(shard.method, [read.samples[r] for r in rows], [pairs[read.rows[r]] for r in rows])
+
+        parts, bad = all_or_each(score, names)
+        failed = (*read.failed, *bad)
+        if not parts:
+            return Shard(shard.key, None, infos, np.zeros(0, np.int64), failed=failed)
+        kept = [r for rows, _ in parts for r in rows]
+        found = Localisation.join([part for _, (part, _) in parts])
+        counted = Targets(torch.tensor(kept), found.targets.prototypes)
+        scores = {
+            name: torch.cat([values[name] for _, (_, values) in parts]).double().cpu().numpy()
+            for name in parts[0][1][1]
+        }
+        rows = np.array([read.rows[r] for r in kept], dtype=np.int64)
+        return Shard(shard.key, replace(found, targets=counted), infos, rows, scores, failed=failed)
+
+    def _score(
+        self, method: str, samples: Sequence[Sample], pairs: Sequence[Pair]
+    ) -> tuple[Localisation, dict[str, torch.Tensor]]:
+        truth = truth_of(list(samples), list(pairs), self.plan.settings["kind"])
+        localiser, _ = resolve_method(method)
+        task = self.task
+        return locate_and_score(
+            self.loaded.model,
+            localiser,
+            samples,
+            pairs,
+            truth,
+            seed=task.seed,
+            batch=task.batch,
+            fill=task.fill,
+            metrics=task.metrics,
+        )
+
+
+def read_samples(dataset: Dataset, items: Sequence[Any], shard: ShardPlan) -> Read:
+    """The sample of each of a shard's pairs; those that cannot be read are told of."""
+    samples, rows, failed = [], [], []
+    for row, pair in enumerate(pairs_of(items, shard)):
+        try:
+            samples.append(dataset[pair.index])
+            rows.append(row)
+        except DataError as error:
+            failed.append(Failure(pair.image_id, str(error)))
+    return Read(tuple(samples), tuple(rows), tuple(failed))
+
+
+def gather(run: Run, dataset: Dataset, seen: Seen | None = None) -> Evaluation:
+    """The evaluation that a complete run holds, read chunk by chunk; pairs that failed under any method are left out.
+
+    Args:
+        run: all of whose shards are stored.
+        dataset: its samples are read again for ``seen``.
+        seen: called with every chunk, as :func:`protomask.evaluation.evaluate` calls it.
+
+    Raises:
+        DataError: a shard is missing or damaged, or no pair was scored.
+    """
+    plan, kept = run.plan, list[Pair]()
+    values: dict[str, dict[str, list[np.ndarray]]] = {}
+    fills: dict[str, str] = {}
+    for chunk in plan.chunks:
+        shards = {planned.method: run.read(planned) for planned in chunk}
+        common = sorted(set.intersection(*(set(shard.rows.tolist()) for shard in shards.values())))
+        if not common:
+            continue
+        pairs = [pairs_of(plan.items, chunk[0])[row] for row in common]
+        found = {}
+        for method, shard in shards.items():
+            where = np.flatnonzero(np.isin(shard.rows, common))
+            for name, column in shard.scores.items():
+                values.setdefault(method, {}).setdefault(name, []).append(column[where])
+            if shard.found is not None:
+                part = shard.found[torch.from_numpy(where)]
+                found[method] = replace(part, targets=Targets(torch.arange(len(where)), part.targets.prototypes))
+                fills[method] = shard.found.fill
+        if seen is not None:
+            samples = [dataset[pair.index] for pair in pairs]
+            seen(pairs, samples, found, truth_of(samples, pairs, plan.settings["kind"]))
+        kept.extend(pairs)
+    if not kept:
+        raise DataError("pairs: expected at least one that could be scored, got none")
+    drawn = PairSet(tuple(kept), plan.about["drawn"], plan.about["qualified"], plan.settings["kind"])
+    joined = {
+        method: {name: np.concatenate(columns[name]) for name in METRICS if name in columns}
+        for method, columns in values.items()
+    }
+    return Evaluation(drawn, joined, fills, plan.settings["fill"])

@@ -1,0 +1,70 @@
+"""A finished or unfinished run of ``protomask locate`` or ``evaluate``, read shard by shard. ::
+
+run = protomask.store.read_run("found")
+for shard in run:
+    for (image, prototype), map_ in zip(shard.found.targets, render(shard.found, (512, 512))):
+        ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from protomask.store.plans import SHARDS, Plan, ShardPlan, read_plan
+from protomask.store.shards import Failure, Shard, read_failures, read_shard
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """The plan of a run and what is stored of it; iterating reads one stored shard at a time, in the plan's order.
+
+    Attributes:
+        folder: of the results.
+        plan: what the run consists of.
+    """
+
+    folder: Path
+    plan: Plan
+
+    def path(self, shard: ShardPlan) -> Path:
+        """The file of a shard."""
+        return shard_path(self.folder, shard.key)
+
+    def stored(self, shard: ShardPlan) -> bool:
+        """Whether a shard was computed."""
+        return self.path(shard).is_file()
+
+    def read(self, shard: ShardPlan) -> Shard:
+        """A stored shard; DataError where there is none or it is damaged."""
+        return read_shard(self.path(shard))
+
+    def missing(self) -> list[ShardPlan]:
+        """What is left to compute."""
+        return [shard for shard in self.plan.shards if not self.stored(shard)]
+
+    def failures(self) -> list[Failure]:
+        """The failed items of all stored shards, each once."""
+        stored = (read_failures(self.path(shard)) for shard in self.plan.shards if self.stored(shard))
+        return list(dict.fromkeys(failure for failures in stored for failure in failures))
+
+    def __iter__(self) -> Iterator[Shard]:
+        return (self.read(shard) for shard in self.plan.shards if self.stored(shard))
+
+    def __len__(self) -> int:
+        return len(self.plan.shards)
+
+
+def shard_path(folder: str | Path, key: str) -> Path:
+    """The file of the shard with this key in a folder of results."""
+    return Path(folder) / SHARDS / f"{key}.npz"
+
+
+def read_run(folder: str | Path) -> Run:
+    """The run whose results are in a folder, complete or not.
+
+    Raises:
+        DataError: there is no plan in it, or it is damaged.
+    """
+    return Run(Path(folder), read_plan(folder))
