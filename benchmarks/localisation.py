@@ -33,10 +33,10 @@ from protomask.commands.common import (
     choose_device,
     dataset_for,
     positive,
+    settle_batch,
     versions,
     write_table,
 )
-from protomask.commands.evaluate import tidy
 from protomask.data import Dataset
 from protomask.evaluation import METHODS, Evaluation, evaluate
 from protomask.files import write_text
@@ -107,6 +107,7 @@ def run(args: argparse.Namespace) -> tuple[list[Evaluation], list[Dataset]]:
     results, datasets = [], []
     for name in args.models:
         loaded = load_model(name, choose_device(args.device))
+        settle_batch(args, loaded)
         data = dataset_for(args, loaded)
         results.append(
             evaluate(
@@ -122,6 +123,18 @@ def run(args: argparse.Namespace) -> tuple[list[Evaluation], list[Dataset]]:
         )
         datasets.append(data)
     return results, datasets
+
+
+def tidy(result: Evaluation, dataset: Dataset) -> list[tuple[object, ...]]:
+    """One row per pair, method and metric; undefined scores are empty."""
+    rows: list[tuple[object, ...]] = []
+    for k, pair in enumerate(result.pairs.pairs):
+        part = dataset.part_names[pair.part] if pair.part >= 0 else ""
+        for method, values in result.values.items():
+            for metric, scores in values.items():
+                score = f"{scores[k]:.6g}" if np.isfinite(scores[k]) else ""
+                rows.append((pair.image_id, pair.prototype, part, method, metric, score))
+    return rows
 
 
 def provenance(args: argparse.Namespace, seconds: float) -> dict[str, object]:

@@ -88,7 +88,11 @@ def test_the_demo_writes_what_it_promises(tmp_path: Path, capsys: pytest.Capture
     for name in ("wrong-versus-right", "looks-like", "bank"):
         assert cv2.imread(str(tmp_path / f"{name}.png")) is not None
     page = (tmp_path / "report.html").read_text()
-    assert "This looks like that" in page
+    for heading in ("This looks like that", "Wrong versus right", "Sanity checks", "The same image under every method"):
+        assert f">{heading}</h2>" in page
+    assert "Beside it: demo:xprotonet" in page
+    assert "demo:xprotonet" in read_scores(tmp_path / "scores.json")
+    assert (tmp_path / "xprotonet" / "report.html").is_file()
     assert not re.search(r"(src|href)=.(?!data:|#)", page)
 
 
@@ -103,7 +107,14 @@ def test_two_models_stand_next_to_each_other(tmp_path: Path, capsys: pytest.Capt
     assert "other upsampling" in said
     assert set(read_scores(out / "scores.json")) == {DEMO, "other"}
     assert set(read_scores(out / "other" / "scores.json")) == {"other"}
-    assert "Wrong versus right: other" in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    assert "Wrong versus right" in page
+    told = page[page.index(">Beside it: other<") :]
+    assert told.count("<table") >= 2  # the scores of the other model, too
+    assert "its own report" in told
+    assert "Beside it" not in (out / "other" / "report.html").read_text()
+    assert main(["report", str(out)]) == 0  # from the files alone, and still of both
+    assert "Beside it: other" in (out / "report.html").read_text()
     for name in ("report.html", "regions.json", "wrong-versus-right.png"):
         assert (out / name).is_file()
         assert (out / "other" / name).is_file()

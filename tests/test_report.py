@@ -5,19 +5,36 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from protomask.errors import InputError, ResourceError
-from protomask.visualise.report import DifferenceTable, Picture, Report, ScoreTable, render, write_report
+from protomask.visualise.dots import panels, ticks
+from protomask.visualise.pixels import webp
+from protomask.visualise.report import (
+    DifferenceTable,
+    DotPlot,
+    Multiples,
+    Picture,
+    PlainTable,
+    Report,
+    ScoreTable,
+    Strip,
+    Tile,
+    render,
+    write_report,
+)
 from protomask.visualise.sheet import png_bytes, sheet
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
+QUIET = {"style", "script"}
 PNG = png_bytes(sheet(0.4, 0.3), dpi=100)
 NASTY = "<script>alert('x')</script> & \"quotes\""
 
@@ -62,7 +79,7 @@ class _Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if "style" in self.open:
+        if QUIET & set(self.open):
             return
         self.text.append(data)
         if "td" in self.open or "th" in self.open:
@@ -97,8 +114,9 @@ def _full() -> Report:
     return Report(
         "Planted birds",
         ("MDM finds the part.", "Intervals are clustered by image."),
-        (_scores(), _differences()),
         (
+            _scores(),
+            _differences(),
             Picture("Panels", PNG, "a panel", "Image 3"),
             Picture("Panels", PNG, "another"),
             Picture("Bank", PNG, "a bank"),
@@ -144,32 +162,32 @@ def test_score_table_prints_means_intervals_and_arrows() -> None:
 
 
 def test_the_best_is_bold_by_direction_and_controls_never_are() -> None:
-    page = _Page(render(Report("t", tables=(_scores(),))))
+    page = _Page(render(Report("t", blocks=(_scores(),))))
     assert page.marked == ["0.71", "0.12"]  # energy: mdm; deletion: upsampling, for random is a control
     both = {m: {"energy": _Summary(v, 0.6, 0.8)} for m, v in (("mdm", 0.714), ("single-mask", 0.706), ("other", 0.70))}
-    tied = _Page(render(Report("t", tables=(ScoreTable("s", both, ["energy"], {"energy": 1}),))))
+    tied = _Page(render(Report("t", blocks=(ScoreTable("s", both, ["energy"], {"energy": 1}),))))
     assert tied.marked == ["0.71", "0.71"]
-    undirected = _Page(render(Report("t", tables=(ScoreTable("s", both, ["energy"], {}),))))
+    undirected = _Page(render(Report("t", blocks=(ScoreTable("s", both, ["energy"], {}),))))
     assert undirected.marked == []
 
 
 def test_differences_are_marked_where_the_interval_excludes_zero() -> None:
-    page = _Page(render(Report("t", tables=(_differences(),))))
+    page = _Page(render(Report("t", blocks=(_differences(),))))
     head, upsampling, random, annotation = ([" ".join(c.split()) for c in row] for row in page.tables[0])
     assert head[0] == "mdm minus"
-    assert upsampling[1:] == ["+0.29 [0.25, 0.33] better", "+0.19 [0.15, 0.22] worse"]
+    assert upsampling[1:] == ["+0.29 * [0.25, 0.33] better", "+0.19 * [0.15, 0.22] worse"]
     # The interval's end is told to the digit that shows on which side of zero it lies.
-    assert random[1:] == ["+0.02 [−0.01, 0.05]", "−0.100 [−0.200, −0.001] better"]
+    assert random[1:] == ["+0.02 [−0.01, 0.05]", "−0.100 * [−0.200, −0.001] better"]
     assert annotation[1:] == ["+0.40", "–"]  # one group has a mean and no interval, so nothing is said about zero
-    assert page.marked == ["+0.29", "+0.19", "−0.100"]
+    assert [word.replace("\u2009", "") for word in page.marked] == ["+0.29*", "+0.19*", "−0.100*"]
 
 
 def test_counts_are_said_once_where_they_agree_and_in_each_cell_where_they_do_not() -> None:
-    agreed = " ".join(_Page(render(Report("t", tables=(_scores(),)))).text)
+    agreed = " ".join(_Page(render(Report("t", blocks=(_scores(),)))).text)
     assert "interval of 210 pairs" in agreed
     assert "n = " not in agreed
     scores = {"mdm": {"a": _Summary(0.5, 0.4, 0.6, 210), "b": _Summary(0.5, 0.4, 0.6, 1)}}
-    mixed = _Page(render(Report("t", tables=(ScoreTable("s", scores, ["a", "b"], {}),)))).tables[0][1]
+    mixed = _Page(render(Report("t", blocks=(ScoreTable("s", scores, ["a", "b"], {}),)))).tables[0][1]
     assert [cell.split("n = ")[1] for cell in mixed[1:]] == ["210", "1"]
 
 
@@ -178,17 +196,24 @@ def test_everything_is_escaped() -> None:
     report = Report(
         NASTY,
         (NASTY,),
-        (ScoreTable(NASTY, summary, [NASTY], {}, NASTY), DifferenceTable(NASTY, NASTY, summary, [NASTY], {}, NASTY)),
-        (Picture(NASTY, PNG, NASTY, NASTY),),
+        (
+            ScoreTable(NASTY, summary, [NASTY], {}, NASTY),
+            DifferenceTable(NASTY, NASTY, summary, [NASTY], {}, NASTY),
+            DotPlot(NASTY, summary, [NASTY], {}, NASTY),
+            PlainTable(NASTY, [NASTY, NASTY], [(NASTY, NASTY)], NASTY, sortable=True, folded=True),
+            Multiples(NASTY, [Strip(NASTY, [Tile(NASTY, PNG, (3, 4), NASTY)], NASTY)], NASTY, folded=True),
+            Picture(NASTY, PNG, NASTY, NASTY),
+        ),
         NASTY,
         {NASTY: NASTY},
         {NASTY: NASTY},
     )
     html = render(report)
-    assert "<script" not in html
+    assert html.count("<script") == 1
+    assert html.count("</script>") == 1
     page = _Page(html)
-    assert " ".join(page.text).count(NASTY) >= 15
-    assert page.values("alt") == [NASTY]
+    assert " ".join(page.text).count(NASTY) >= 25
+    assert page.values("alt") == [f"{NASTY}: {NASTY}", NASTY]
     assert not [name for _, name, _ in page.attributes if name.startswith("on")]
 
 
@@ -198,13 +223,16 @@ def test_the_file_needs_nothing_but_itself() -> None:
     words = re.sub(r"data:image/png;base64,[\w+/=]+", "", html)
     assert len(words) < len(html)
     assert not re.search(r"https?:|[\"'(]//|@import|url\(", words, re.IGNORECASE)
-    assert not {"script", "link", "iframe", "object"} & {tag for tag, _, _ in page.attributes}
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _, _ in page.attributes}  # the script has none
     assert all(value.startswith("data:image/png;base64,") for value in page.values("src"))
     targets = {value[1:] for value in page.values("href")}
     assert all(value.startswith("#") for value in page.values("href"))
     assert targets <= set(page.values("id"))
     assert len(page.values("id")) == len(set(page.values("id")))
-    assert any("default-src 'none'" in value for value in page.values("content"))
+    policy = next(value for value in page.values("content") if "default-src 'none'" in value)
+    script = html[html.index("<script>") + 8 : html.index("</script>")]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy  # this one script, and no other
 
 
 def test_the_page_reads_in_the_dark_on_paper_and_by_keyboard() -> None:
@@ -233,6 +261,55 @@ def test_write_report_writes_the_file_and_says_when_it_cannot(tmp_path: Path) ->
         write_report(tmp_path / "file" / "report.html", _full())
 
 
-def test_pictures_must_be_png() -> None:
-    with pytest.raises(InputError, match="png"):
+def test_pictures_must_be_of_a_kind_that_browsers_show() -> None:
+    with pytest.raises(InputError, match="picture: expected the bytes of a PNG, JPEG or WebP file"):
         Picture("h", b"GIF89a", "alt")
+    small = webp(np.zeros((6, 9, 3), np.uint8))
+    page = _Page(render(Report("t", blocks=(Picture("h", small, "alt"),))))
+    assert page.values("src")[0].startswith("data:image/webp;base64,")
+    assert (page.values("width")[0], page.values("height")[0]) == ("9", "6")
+
+
+def test_the_star_is_for_differences_that_stand_after_correction() -> None:
+    table = replace(_differences(), holds={("upsampling", "energy")})
+    page = _Page(render(Report("t", blocks=(table,))))
+    assert [word.replace("\u2009", "") for word in page.marked] == ["+0.29*", "+0.19", "−0.100"]
+    assert "after correction" in " ".join(page.text)
+
+
+def test_methods_with_a_mark_carry_a_dagger() -> None:
+    page = _Page(render(Report("t", blocks=(replace(_scores(), marked=("upsampling",)),))))
+    assert [row[0] for row in page.tables[0][1:]] == ["mdm", "upsampling†", "random", "annotation"]
+
+
+def test_dots_lie_where_the_numbers_say() -> None:
+    plot = DotPlot("d", _scores().scores, ["energy", "deletion", "absent"], {"energy": 1, "deletion": -1})
+    energy, deletion = panels(plot)
+    assert energy.heading == "energy ↑"
+    places = {dot.name: dot.at for dot in energy.dots}
+    assert places["random"] is None
+    # The axis runs from the lowest end, .40, to the highest, 1, with 4 % free on either side.
+    assert places["mdm"] == pytest.approx(4 + 92 * (0.71 - 0.40) / 0.60, abs=0.01)
+    assert next(d for d in energy.dots if d.name == "annotation").high == pytest.approx(96)
+    assert [d.name for d in energy.dots if d.best] == ["mdm"]
+    assert [d.name for d in deletion.dots if d.best] == ["upsampling"]
+    assert [label for _, label in energy.ticks] == ["0.4", "0.6", "0.8", "1.0"]
+    page = _Page(render(Report("t", blocks=(plot,))))
+    assert len([1 for tag, name, _ in page.attributes if (tag, name) == ("circle", "cx")]) == 3 + 3
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.42, 0.47), (-3.2, 811), (0.5, 0.5000001), (1, 1)])
+def test_ticks_are_round_and_within(low: float, high: float) -> None:
+    marks = ticks(low, high)
+    assert all(low - 1e-9 <= mark <= high + 1e-9 for mark in marks)
+    assert len(marks) >= 2 or low == high
+    assert len(marks) <= 10
+
+
+def test_plain_tables_sort_by_numbers_and_show_dashes() -> None:
+    rows = [("a", 2, 0.5), ("b", 11, math.nan), ("c", 3, None)]
+    page = _Page(render(Report("t", blocks=(PlainTable("p", ("name", "n", "score"), rows, sortable=True),))))
+    assert page.tables[0][1:] == [["a", "2", "0.50"], ["b", "11", "–"], ["c", "3", "–"]]
+    assert page.values("data-key") == ["2", "0.5", "11", "", "3", ""]
+    with pytest.raises(InputError, match="rows: expected 3 cells each"):
+        PlainTable("p", ("name", "n", "score"), [("a", 1)])

@@ -17,16 +17,20 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("errors",),
     ("checks",),
-    ("blur", "files", "pickles", "trusted", "activation", "allocator", "patching"),
-    ("records", "model", "adapting", "region", "fills", "masks", "objective", "stack", "data.sample"),
-    ("targets", "engine", "data", "metrics", "visualise"),
+    ("blur", "files", "opening", "pickles", "trusted", "activation", "allocator", "patching"),
+    ("records", "model", "adapting", "region", "fills", "masks", "objective", "precision", "stack", "data.sample"),
+    ("targets", "blending", "folding", "memory", "problems", "data", "metrics", "visualise"),
+    ("workset",),
+    ("engine",),
     ("foreign", "layers"),
     ("localisers", "store", "checkpoint"),
     ("locating", "inspection", "conversion"),
     ("pairs", "loading", "training", "redrawing"),
-    ("scoring",),
+    ("scoring", "prototype_scores", "sanity"),
     ("evaluation",),
+    ("jobs",),
     ("gallery",),
+    ("reporting",),
     ("commands",),
     ("cli",),
 )
@@ -137,7 +141,7 @@ def test_the_version_is_written_once() -> None:
 PUBLIC = """
     LOCALISERS MDM CheckpointError Contract DataError Family InputError Localisation Maps ModelError ProtomaskError
     PrototypeModel Request ResourceError SingleMask Targets Upsampling UpsamplingCentred contract evaluate
-    load_checkpoint locate register wrap
+    load_checkpoint locate register register_localiser wrap
 """
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from protomask import gallery
-from protomask.commands.common import add_run_options, choose_device, positive, score_table
+from protomask.commands.common import add_run_options, choose_device, positive, score_table, settle_batch
 from protomask.commands.evaluate import evaluate_into
-from protomask.commands.publish import Kept
+from protomask.commands.publish import Kept, amend
 from protomask.data import Planted
 from protomask.errors import InputError, expected
 from protomask.evaluation import METHODS
@@ -35,12 +35,14 @@ class Shown:
     Attributes:
         name: of the model.
         summaries: method -> metric -> mean with its interval.
-        contrast: the picture of wrong versus right regions, a PNG.
+        folder: of its results.
+        contrast: the picture of wrong versus right regions.
     """
 
     name: str
     summaries: Mapping[str, Mapping[str, Summary]]
-    contrast: bytes
+    folder: Path
+    contrast: Picture
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -50,7 +52,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="the whole way on embedded data, in under two minutes",
         description="Locate the prototypes of the shipped reference models in planted scenes, by MDM, by upsampling "
         "and by the controls; score them; draw them. Needs no download. The first model's results lie in --out itself, "
-        "each further model's in a folder of its name there; the report and scores.json of --out tell of all.",
+        "each further model's in a folder of its name there, with a report of its own; the report of --out tells of "
+        "the first in full and of the others in brief, and its scores.json holds the scores of all.",
     )
     parser.add_argument("--out", default="protomask-demo", metavar="DIR", help="for results (default: %(default)s)")
     parser.add_argument(
@@ -77,17 +80,16 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(expected("--model", "each model once", ", ".join(names)))
     device = choose_device(args.device)
     first, *others = [load_model(name, device) for name in names]
-    shown = [_show(prepare_output(out / _folder_name(loaded.name)), loaded, args) for loaded in others]
-    beside = [
-        Picture(f"Wrong versus right: {one.name}", one.contrast, f"The first {EXAMPLES} pairs of {one.name}")
-        for one in shown
-    ]
-    shown = [_show(out, first, args, beside), *shown]
+    shown = [_show(out, first, args)]
+    shown += [_show(prepare_output(out / _folder_name(loaded.name)), loaded, args) for loaded in others]
     write_scores(out / "scores.json", {one.name: one.summaries for one in shown})
     if others:
         columns = ("energy", "pointing-game", "iou-best", "box-iou", "deletion", "insertion")
         rows = {f"{one.name} {method}": values for one in shown for method, values in one.summaries.items()}
         print(score_table(rows, columns))
+    for one in shown[1:]:
+        amend(one.folder, pictures=[one.contrast])
+    amend(out, pictures=[shown[0].contrast], beside=[one.folder.name for one in shown[1:]])
     print(f"open {out / 'report.html'}")
 
 
@@ -95,8 +97,9 @@ def _folder_name(model: str) -> str:
     return model.removeprefix("demo:").replace(":", "-")
 
 
-def _show(out: Path, loaded: Loaded, args: argparse.Namespace, beside: Sequence[Picture] = ()) -> Shown:
+def _show(out: Path, loaded: Loaded, args: argparse.Namespace) -> Shown:
     """One model: everything that ``protomask evaluate`` writes, and the demo's own pictures."""
+    settle_batch(args, loaded)
     dataset = Planted("birds", "test", count=SCENES, size=loaded.size[0], classes=len(loaded.class_names))
     extra = explanations(out, loaded, dataset, args.batch)
     result, kept = evaluate_into(
@@ -109,13 +112,15 @@ def _show(out: Path, loaded: Loaded, args: argparse.Namespace, beside: Sequence[
         seed=args.seed,
         batch=args.batch,
         progress=args.progress,
-        extra=[*beside, *extra],
+        extra=extra,
     )
     path = out / "wrong-versus-right.png"
     contrast = contrast_png(dataset, kept)
     write_bytes(path, contrast)
+    alt = f"The first {EXAMPLES} pairs of {loaded.name}: above upsampling, below MDM"
+    caption = f"The first {EXAMPLES} pairs in the order drawn, not the best."
     print(f"pictures: {path}, {out / 'looks-like.png'}, {out / 'bank.png'}, {out / 'panels'}")
-    return Shown(loaded.name, result.summaries(args.seed), contrast)
+    return Shown(loaded.name, result.summaries(args.seed), out, Picture("Wrong versus right", contrast, alt, caption))
 
 
 def explanations(out: Path, loaded: Loaded, dataset: Planted, batch: int) -> list[Picture]:

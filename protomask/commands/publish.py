@@ -1,48 +1,47 @@
-"""What an evaluation leaves behind: the printed table, the files, the pictures and the report."""
+"""What an evaluation leaves behind: the printed table, the files, and the report that is made from these files alone.
+
+``publish`` writes into the output folder
+
+- ``pairs.csv`` and ``pairs.parquet``, one row per pair, method and metric (:mod:`protomask.reporting.tidy`);
+- ``scores.json``, means with intervals, and ``scores.tex``, the same as LaTeX tables;
+- ``run.json``, what was run: model, data, seed, methods with settings, metrics, counts, versions, command;
+- ``regions.json``, COCO annotations; ``examples/``, compact maps of all pairs; ``panels/`` and ``pictures/``;
+- ``report.html``, which ``protomask report`` makes again from the rest.
+"""
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from protomask import gallery
-from protomask.commands.common import DIRECTIONS, score_table, versions, write_table
-from protomask.data import Dataset, Sample
+from protomask.commands.common import DIRECTIONS, score_table, versions
+from protomask.data import Dataset
+from protomask.errors import ProtomaskError
 from protomask.evaluation import CONTROLS, Evaluation
-from protomask.files import write_bytes
+from protomask.files import write_bytes, write_text
 from protomask.loading import Loaded
-from protomask.metrics import METRICS, Truth
+from protomask.localisers import LOCALISERS
+from protomask.metrics import METRICS, Summary
+from protomask.model import device_of
 from protomask.pairs import Pair
-from protomask.records import Localisation
-from protomask.store import ImageInfo, write_regions, write_scores
-from protomask.visualise.figures import png_bytes, score_figure
-from protomask.visualise.report import DifferenceTable, Picture, Report, ScoreTable, write_report
+from protomask.reporting.kept import Kept
+from protomask.reporting.latex import latex
+from protomask.reporting.page import TITLES, Choice, describe_pairs, page
+from protomask.reporting.results import FORMAT_VERSION, read_results
+from protomask.reporting.tidy import Scored, write_csv, write_parquet
+from protomask.store import write_scores
+from protomask.store._json import read_json, write_json
+from protomask.visualise.figures import png_bytes
+from protomask.visualise.report import Picture, write_report
 
-ANNOTATION_METRICS = tuple(name for name, m in METRICS.items() if m.family == "annotation")
-CAUSAL_METRICS = tuple(name for name, m in METRICS.items() if m.family == "causal")
+__all__ = ["Kept", "amend", "publish", "report_from"]
 
-
-@dataclass
-class Kept:
-    """What an evaluation keeps of the maps it sees: regions of all pairs, and the first few pairs whole."""
-
-    panels: int
-    regions: list[tuple[Localisation, list[ImageInfo]]] = field(default_factory=list)
-    examples: list[tuple[Pair, Sample, dict[str, Localisation], np.ndarray | None]] = field(default_factory=list)
-
-    def see(
-        self, pairs: Sequence[Pair], samples: Sequence[Sample], found: Mapping[str, Localisation], truth: Truth
-    ) -> None:
-        """Called by :func:`protomask.evaluation.evaluate` with every chunk."""
-        infos = [ImageInfo(s.image_id, s.geometry) for s in samples]
-        self.regions.extend((record, infos) for method, record in found.items() if method not in CONTROLS)
-        for row in range(min(len(pairs), self.panels - len(self.examples))):
-            one = {method: record[row : row + 1] for method, record in found.items()}
-            self.examples.append((pairs[row], samples[row], one, gallery.annotation_of(truth, row)))
+PANELS_SHOWN = 3  # in the report, which has small multiples of all pairs; all of them lie in panels/
+WRITTEN = ("scores.json", "scores.tex", "pairs.csv", "pairs.parquet", "run.json", "regions.json", "report.html")
 
 
 def publish(
@@ -67,89 +66,181 @@ def publish(
         extra: pictures to put into the report before the panels.
     """
     summaries = result.summaries(seed)
-    print(describe_pairs(result))
+    counts = counts_of(result)
+    print(describe_pairs(counts))
     print(score_table(summaries, tuple(METRICS)))
+    pairs = [_scored(pair, loaded, dataset, kept) for pair in result.pairs.pairs]
     write_scores(out / "scores.json", {loaded.name: summaries})
-    write_table(out / "pairs.csv", ("image", "prototype", "part", "method", "metric", "score"), tidy(result, dataset))
-    write_regions(out / "regions.json", kept.regions, loaded.names())
-    pictures = [*extra, *draw_panels(out, loaded, result, kept)]
-    write_report(out / "report.html", report_of(loaded, dataset, result, pictures, seed))
-    print(f"written: {', '.join(str(out / n) for n in ('scores.json', 'pairs.csv', 'regions.json', 'report.html'))}")
+    write_csv(out / "pairs.csv", pairs, result.values)
+    write_parquet(out / "pairs.parquet", pairs, result.values)
+    write_text(out / "scores.tex", _latex(summaries))
+    kept.finish(out, result.pairs.pairs, loaded.names())
+    pictures = [*_put_pictures(out, extra), *draw_panels(out, loaded, result, kept)[:PANELS_SHOWN]]
+    write_json(out / "run.json", run_record(loaded, dataset, result, kept, seed, counts, pictures), indent=1)
+    report_from(out)
+    print(f"written: {', '.join(str(out / name) for name in WRITTEN)}")
 
 
-def describe_pairs(result: Evaluation) -> str:
-    """How many pairs were scored, and how many have a clear causal part."""
+def report_from(folder: str | Path, out: str | Path | None = None, choice: Choice | None = None) -> Path:
+    """The report of the results in a folder, from its files alone.
+
+    Args:
+        folder: that ``protomask evaluate`` or ``protomask demo`` wrote.
+        out: the HTML file; ``report.html`` in the folder where None.
+        choice: which methods and metric to compare.
+
+    Returns:
+        The file.
+
+    Raises:
+        DataError: the folder does not hold what an evaluation leaves behind.
+        InputError: the choice names what was not evaluated.
+        ResourceError: the file cannot be written.
+    """
+    folder = Path(folder)
+    results = read_results(folder)
+    beside = [read_results(folder / Path(str(name)).name) for name in results.about.get("beside", ())]
+    return write_report(folder / "report.html" if out is None else out, page(results, choice, beside))
+
+
+def amend(folder: Path, *, pictures: Sequence[Picture] = (), beside: Sequence[str] = ()) -> None:
+    """Put pictures before those of a folder's report, and name the sub-folders that hold results of further models.
+
+    The report is made again. What ``beside`` names is told in brief, beside the folder's own results.
+    """
+    about = read_json(folder / "run.json")
+    kept = about["pictures"]
+    put = _put_pictures(folder, pictures, len(list((folder / "pictures").glob("*.png"))))
+    about = {**about, "pictures": [*put, *kept], "beside": [*about.get("beside", ()), *beside]}
+    write_json(folder / "run.json", about, indent=1)
+    report_from(folder)
+
+
+def counts_of(result: Evaluation) -> dict[str, object]:
+    """How many pairs were drawn and scored, of how many images and prototypes."""
     pairs = result.pairs
-    text = f"{len(pairs.pairs)} pairs scored of {pairs.drawn} drawn"
-    if pairs.kind == "part":
-        return f"{text}; {pairs.qualified} of the drawn have a clear causal part."
-    clear = sum(pair.part >= 0 for pair in pairs.pairs)
-    return f"{text}; {clear} of the scored have a clear causal part (part-hit is defined on those)."
+    return {
+        "pairs": len(pairs.pairs),
+        "drawn": pairs.drawn,
+        "qualified": pairs.qualified,
+        "clear": sum(pair.part >= 0 for pair in pairs.pairs),
+        "kind": pairs.kind,
+        "images": len({pair.image_id for pair in pairs.pairs}),
+        "groups": len(set(result.groups)),
+        "prototypes": len({pair.prototype for pair in pairs.pairs}),
+    }
 
 
-def tidy(result: Evaluation, dataset: Dataset) -> list[tuple[object, ...]]:
-    """One row per pair, method and metric; undefined scores are empty."""
-    rows: list[tuple[object, ...]] = []
-    for k, pair in enumerate(result.pairs.pairs):
-        part = dataset.part_names[pair.part] if pair.part >= 0 else ""
-        for method, values in result.values.items():
-            for metric, scores in values.items():
-                score = f"{scores[k]:.6g}" if np.isfinite(scores[k]) else ""
-                rows.append((pair.image_id, pair.prototype, part, method, metric, score))
-    return rows
+def run_record(
+    loaded: Loaded,
+    dataset: Dataset,
+    result: Evaluation,
+    kept: Kept,
+    seed: int,
+    counts: Mapping[str, object],
+    pictures: Sequence[Mapping[str, str]],
+) -> dict[str, Any]:
+    """What ``run.json`` says."""
+    return {
+        "version": FORMAT_VERSION,
+        "command": shlex.join(["protomask", *sys.argv[1:]]),
+        "model": {
+            "name": loaded.name,
+            "prototypes": loaded.model.num_prototypes,
+            "size": list(loaded.size),
+            "crop": loaded.crop,
+            "device": str(device_of(loaded.model)),
+        },
+        "data": {"name": dataset.name, "images": len(dataset), "classes": len(dataset.class_names)},
+        "seed": seed,
+        "scoring_fill": result.scoring_fill,
+        "counts": dict(counts),
+        "methods": {method: _method(method, result, kept) for method in result.values},
+        "metrics": {
+            name: {"direction": DIRECTIONS[name], "family": metric.family, "sentence": metric.sentence}
+            for name, metric in METRICS.items()
+        },
+        "pictures": [dict(picture) for picture in pictures],
+        "versions": versions(),
+    }
 
 
-def draw_panels(out: Path, loaded: Loaded, result: Evaluation, kept: Kept) -> list[Picture]:
-    """A panel per kept example, as PNG files under ``panels/`` and as pictures for the report."""
-    pictures = []
-    for k, (pair, sample, found, annotation) in enumerate(kept.examples):
+def draw_panels(out: Path, loaded: Loaded, result: Evaluation, kept: Kept) -> list[dict[str, str]]:
+    """A panel per kept example, as PNG files under ``panels/``; what ``run.json`` says of them."""
+    rows = {(pair.index, pair.prototype): k for k, pair in enumerate(result.pairs.pairs)}
+    entries = []
+    for pair, sample, found, annotation in kept.examples:
+        k = rows[pair.index, pair.prototype]
         scores = gallery.panel_scores(result.values, k)
         figure = gallery.panel(loaded, sample, found, 0, annotation=annotation, scores=scores)
-        png = png_bytes(figure, dpi=110)
-        write_bytes(out / "panels" / f"{k:03d}.png", png)
+        file = f"panels/{k:03d}.png"
+        write_bytes(out / file, png_bytes(figure, dpi=110))
         alt = f"{loaded.model.describe(pair.prototype)} on {sample.image_id} under {len(found)} methods"
-        pictures.append(Picture("The same pair under every method", png, alt, f"{sample.image_id}, pair {k}."))
-    return pictures
+        entries.append(_entry(file, "Regions, boxes and peaks", alt, f"{sample.image_id}, pair {k}."))
+    return entries
 
 
-def report_of(loaded: Loaded, dataset: Dataset, result: Evaluation, pictures: Sequence[Picture], seed: int) -> Report:
-    """The page: tables of scores and of paired differences, the dot plot, the pictures, settings and versions."""
-    summaries = result.summaries(seed)
-    defined = {m for values in summaries.values() for m, s in values.items() if s.n}
-    reference = "mdm" if "mdm" in result.values else next(iter(result.values))
-    differences = result.differences(reference, seed) if len(result.values) > 1 else {}
-    tables: list[ScoreTable | DifferenceTable] = []
-    for heading, metrics, caption in (
-        ("Against the annotation", ANNOTATION_METRICS, "Does the map lie where the annotated part or object is?"),
-        (
-            "Against the model",
-            CAUSAL_METRICS,
-            f"Does the model need what is marked? Scoring fill: {result.scoring_fill}.",
-        ),
-    ):
-        shown = [m for m in metrics if m in defined]
-        if shown:
-            tables.append(ScoreTable(heading, summaries, shown, DIRECTIONS, caption))
-            if differences:
-                title = f"{heading}: {reference} minus the others"
-                tables.append(DifferenceTable(title, reference, differences, shown, DIRECTIONS, "Paired, same pairs."))
-    charts = []
-    for heading, metrics in (("annotation", ANNOTATION_METRICS), ("model", CAUSAL_METRICS)):
-        shown = [m for m in metrics if m in defined]
-        if shown:
-            png = png_bytes(score_figure(summaries, shown, DIRECTIONS), dpi=110)
-            charts.append(Picture("Scores at a glance", png, f"Dot plot of the scores against the {heading}"))
-    flattered = result.optimised_with_scoring_fill()
-    lines = [describe_pairs(result)]
-    if flattered:
-        names = ", ".join(flattered)
-        lines.append(f"Trained with the fill that scores them, which flatters their causal scores: {names}.")
-    return Report(
-        title=f"{loaded.name} on {dataset.name}",
-        summary_lines=lines,
-        tables=tables,
-        figures=[*charts, *pictures],
-        command=" ".join(["protomask", *sys.argv[1:]]),
-        settings={"seed": seed, **{f"fill of {m}": f for m, f in result.fills.items() if f}},
-        versions=versions(),
+def _put_pictures(out: Path, pictures: Sequence[Picture], first: int = 0) -> list[dict[str, str]]:
+    entries = []
+    for k, picture in enumerate(pictures, first):
+        file = f"pictures/{k:03d}.png"
+        write_bytes(out / file, picture.data)
+        entries.append(_entry(file, picture.heading, picture.alt, picture.caption))
+    return entries
+
+
+def _entry(file: str, heading: str, alt: str, caption: str) -> dict[str, str]:
+    return {"file": file, "heading": heading, "alt": alt, "caption": caption}
+
+
+def _scored(pair: Pair, loaded: Loaded, dataset: Dataset, kept: Kept) -> Scored:
+    names = dataset.class_names
+    label = kept.labels.get((pair.index, pair.prototype), -1)
+    return Scored(
+        image=pair.image_id,
+        group=pair.group,
+        class_name=names[label] if 0 <= label < len(names) else "",
+        prototype=pair.prototype,
+        prototype_name=loaded.model.describe(pair.prototype),
+        part=dataset.part_names[pair.part] if pair.part >= 0 else "",
     )
+
+
+def _method(method: str, result: Evaluation, kept: Kept) -> dict[str, object]:
+    registered = LOCALISERS.get(method)
+    settings = {name: _plain(value) for name, value in kept.settings.get(method, {}).items()}
+    return {
+        "control": method in CONTROLS or (registered is not None and registered.control),
+        "fill": result.fills.get(method, ""),
+        **_passes(method, settings),
+        "settings": settings,
+        "unlocated": kept.unlocated.get(method, 0),
+    }
+
+
+def _passes(method: str, settings: Mapping[str, Any]) -> dict[str, float | None]:
+    """Passes per pair and per image of the method with these settings; None for maps that came from elsewhere."""
+    registered = LOCALISERS.get(method)
+    if registered is None:
+        return {"passes": None, "image_passes": None}
+    try:
+        made = registered.make(**settings)
+    except (ProtomaskError, TypeError, ValueError):  # settings as JSON has them may not make the method again
+        made = registered.make()
+    return {"passes": float(made.passes), "image_passes": float(getattr(made, "image_passes", 0))}
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, (str, int, float, bool)) or value is None:
+        return value
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else str(value)
+
+
+def _latex(summaries: Mapping[str, Mapping[str, Summary]]) -> str:
+    defined = {m for values in summaries.values() for m, s in values.items() if s.n}
+    tables: dict[str, list[str]] = {}
+    for name, metric in METRICS.items():
+        if name in defined:
+            tables.setdefault(TITLES.get(metric.family, metric.family.capitalize()), []).append(name)
+    controls = [m for m in summaries if m in CONTROLS]
+    return latex(summaries, tables, DIRECTIONS, controls)

@@ -1,7 +1,8 @@
 """One colour per method, the same in every figure, told apart by colour-blind readers.
 
-The colours are those of Okabe and Ito, "Color Universal Design" (2008). The annotation is white with a dark rim: it is
-no method, and must not be taken for one.
+The first eight are those of Okabe and Ito, "Color Universal Design" (2008); with more methods than that no set of
+colours is told apart by everyone, so that names always stand beside them. The annotation is white with a dark rim: it
+is no method, and must not be taken for one.
 """
 
 from __future__ import annotations
@@ -14,12 +15,22 @@ WHITE, INK, FAINT = "#FFFFFF", "#1A1A1A", "#5A5A5A"
 
 METHOD_COLOURS = {
     "mdm": VERMILION,
+    "mdm-fast": "#F0A07C",
+    "mdm-best": "#8F3A00",
     "mdm-paper": YELLOW,
     "upsampling": SKY,
     "upsampling-centred": BLUE,
     "single-mask": GREEN,
     "neuromask": PURPLE,
+    "extremal": "#7A4FA3",
     "explainer": ORANGE,
+    "occlusion": "#7F7A2B",
+    "rise": "#B5A82E",
+    "saliency": "#F4B6D2",
+    "smoothgrad": "#A63A6F",
+    "integrated-gradients": "#6B2C2C",
+    "gradcam": "#2F4B7C",
+    "prp": "#00C2B2",
     "random": GREY,
     "centre": "#B8B8B8",
     "annotation": WHITE,

@@ -1,118 +1,60 @@
 """The report: one HTML file with tables, figures and how they were made, that needs nothing but itself.
 
-Pictures are embedded, styles are inline, and a content security policy forbids the file to load anything. All text is
-escaped: names of classes and images come from users' folders. ::
+Pictures are embedded, styles and the few lines that sort tables are inline, and a content security policy forbids the
+file to load anything and to run any other line. All text is escaped: names of classes and images come from users'
+folders. It reads without scripts, in the dark and on paper. ::
 
-    write_report("out/report.html", Report("Planted birds", tables=(table,), figures=(section,)))
+    write_report("out/report.html", Report("Planted birds", blocks=(table, strips)))
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import math
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from protomask.errors import InputError, expected
 from protomask.files import write_text
+from protomask.visualise.blocks import (
+    Block,
+    Cell,
+    DifferenceTable,
+    DotPlot,
+    Multiples,
+    Picture,
+    PlainTable,
+    Report,
+    ScoreTable,
+    Strip,
+    Tile,
+    media_type,
+)
 from protomask.visualise.charts import Interval, defined, ends
+from protomask.visualise.dots import best_methods, panels
 from protomask.visualise.palette import method_colour
-from protomask.visualise.wording import UNDEFINED, arrow, number
+from protomask.visualise.pixels import picture_size
+from protomask.visualise.wording import UNDEFINED, arrow, number, printable
 
-CONTROLS = ("random", "centre", "annotation")
-_PNG = b"\x89PNG\r\n\x1a\n"
-
-
-@dataclass(frozen=True)
-class ScoreTable:
-    """Methods by metrics; the best method of each metric is bold.
-
-    Attributes:
-        heading: above the table.
-        scores: method -> metric -> mean with its interval; missing and undefined ones are dashes.
-        metrics: the columns, in order.
-        directions: metric -> 1 where higher is better, -1 where lower is, 0 where neither (nothing is bold then).
-        caption: between heading and table.
-        controls: methods that are set apart and never bold: the annotation is the ceiling, not a competitor.
-    """
-
-    heading: str
-    scores: Mapping[str, Mapping[str, Interval]]
-    metrics: Sequence[str]
-    directions: Mapping[str, int]
-    caption: str = ""
-    controls: Sequence[str] = CONTROLS
-
-
-@dataclass(frozen=True)
-class DifferenceTable:
-    """Paired differences, ``baseline`` minus each other method; those whose interval excludes zero are marked.
-
-    Attributes:
-        heading: above the table.
-        baseline: the method from which the others are subtracted.
-        differences: other method -> metric -> mean difference with its interval.
-        metrics: the columns, in order.
-        directions: metric -> 1 where higher is better, -1 where lower is, 0 where neither.
-        caption: between heading and table.
-        controls: methods that are set apart.
-    """
-
-    heading: str
-    baseline: str
-    differences: Mapping[str, Mapping[str, Interval]]
-    metrics: Sequence[str]
-    directions: Mapping[str, int]
-    caption: str = ""
-    controls: Sequence[str] = CONTROLS
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One figure of the report.
-
-    Attributes:
-        heading: of its section; consecutive pictures with the same heading share one.
-        png: the bytes of a PNG file.
-        alt: what it shows, in words, for those who cannot see it.
-        caption: below it.
-    """
-
-    heading: str
-    png: bytes
-    alt: str
-    caption: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.png.startswith(_PNG):
-            raise InputError(expected("png", "the bytes of a PNG file", f"{len(self.png)} other bytes"))
-
-
-@dataclass(frozen=True)
-class Report:
-    """Everything that is in the report, in the order in which it is shown.
-
-    Attributes:
-        title: of the page.
-        summary_lines: paragraphs below the title: what was found, in words.
-        tables: score and difference tables.
-        figures: pictures.
-        command: what makes the report again.
-        settings: name -> value.
-        versions: name -> version, of the packages and the model.
-    """
-
-    title: str
-    summary_lines: Sequence[str] = ()
-    tables: Sequence[ScoreTable | DifferenceTable] = ()
-    figures: Sequence[Picture] = ()
-    command: str = ""
-    settings: Mapping[str, object] = field(default_factory=dict)
-    versions: Mapping[str, object] = field(default_factory=dict)
+__all__ = [
+    "Block",
+    "DifferenceTable",
+    "DotPlot",
+    "Multiples",
+    "Picture",
+    "PlainTable",
+    "Report",
+    "ScoreTable",
+    "Strip",
+    "Tile",
+    "render",
+    "write_report",
+]
 
 
 def write_report(path: str | Path, report: Report) -> Path:
@@ -129,25 +71,36 @@ def write_report(path: str | Path, report: Report) -> Path:
 
 def render(report: Report) -> str:
     """The report's HTML."""
-    loader = PackageLoader("protomask.visualise", "")
     environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("protomask.visualise", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    tables = [_scores(t) if isinstance(t, ScoreTable) else _differences(t) for t in report.tables]
-    figures = _sections(report.figures)
-    sections = [(f"table-{k}", table.heading) for k, table in enumerate(tables, 1)]
-    sections += [(section.id, section.heading) for section in figures] + [("making", "How this was made")]
+    script = files("protomask.visualise").joinpath("report.js").read_text(encoding="utf-8").strip()
     template = environment.get_template("report.html")
-    return template.render(report=report, tables=tables, figures=figures, sections=sections)
+    html = template.render(
+        report=report,
+        sections=_sections(report.blocks),
+        script=script,
+        # The policy names the one script by its digest: nothing that slipped in could run.
+        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+        colour=method_colour,
+    )
+    return printable(html)
 
 
 @dataclass(frozen=True)
 class _Cell:
-    mean: str
+    text: str
     range: str = ""
     verdict: str = ""
     count: str = ""
     marked: bool = False
+    star: bool = False
+    key: str = ""
+    number: bool = True
 
 
 @dataclass(frozen=True)
@@ -156,62 +109,93 @@ class _Row:
     colour: str
     control: bool
     cells: tuple[_Cell, ...]
+    dagger: bool = False
+    good: str = ""
 
 
 @dataclass(frozen=True)
 class _Table:
-    heading: str
+    label: str
     caption: str
     corner: str
     columns: tuple[str, ...]
     rows: tuple[_Row, ...]
-    note: str
-    stars: bool
-
-
-@dataclass(frozen=True)
-class _Figure:
-    id: str
-    data: str
-    width: int
-    height: int
-    alt: str
-    caption: str
+    note: str = ""
+    plain: bool = False
+    sortable: bool = False
+    folded: bool = False
 
 
 @dataclass(frozen=True)
 class _Section:
     id: str
     heading: str
-    figures: list[_Figure]
+    parts: list[tuple[str, Any]] = field(default_factory=list)
+
+
+def _sections(blocks: Sequence[Block]) -> list[_Section]:
+    sections: list[_Section] = []
+    for k, block in enumerate(blocks, 1):
+        if not sections or sections[-1].heading != block.heading:
+            sections.append(_Section(f"section-{len(sections) + 1}", block.heading))
+        sections[-1].parts.append(_part(block, k))
+    return sections
+
+
+def _part(block: Block, k: int) -> tuple[str, Any]:
+    if isinstance(block, ScoreTable):
+        return "table", _scores(block)
+    if isinstance(block, DifferenceTable):
+        return "table", _differences(block)
+    if isinstance(block, PlainTable):
+        return "table", _plain(block)
+    if isinstance(block, DotPlot):
+        return "dots", {"plot": block, "panels": panels(block)}
+    if isinstance(block, Multiples):
+        return "strips", {"block": block, "source": _source}
+    height, width = picture_size(block.data)
+    about = {"id": f"figure-{k}", "source": _source(block.data), "width": width, "height": height}
+    return "picture", {**about, "alt": block.alt, "caption": block.caption}
+
+
+def _source(data: bytes) -> str:
+    return f"data:{media_type(data)};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def _scores(table: ScoreTable) -> _Table:
-    best = {metric: _best(table, metric) for metric in table.metrics}
+    best = {
+        metric: best_methods(table.scores, metric, table.directions.get(metric, 0), table.controls)
+        for metric in table.metrics
+    }
     pairs = _one_count(table.scores, table.metrics)
     rows = []
     for method, values in table.scores.items():
         cells = tuple(_cell(values.get(metric), method in best[metric], pairs) for metric in table.metrics)
-        rows.append(_Row(method, method_colour(method), method in table.controls, cells))
+        control = method in table.controls
+        rows.append(_Row(method, method_colour(method), control, cells, dagger=method in table.marked))
     note = f"Mean and 95 % interval{_of(pairs)}. Bold: the best, controls aside. {_directions(table)}"
-    return _Table(table.heading, table.caption, "method", _columns(table), tuple(rows), note.strip(), False)
+    return _Table(table.heading, table.caption, "method", _columns(table), tuple(rows), note.strip())
 
 
 def _differences(table: DifferenceTable) -> _Table:
     pairs = _one_count(table.differences, table.metrics)
     rows = []
     for method, values in table.differences.items():
-        cells = tuple(_difference(table, values.get(metric), metric, pairs) for metric in table.metrics)
+        cells = tuple(_difference(table, method, values.get(metric), metric, pairs) for metric in table.metrics)
         rows.append(_Row(method, method_colour(method), method in table.controls, cells))
+    if table.holds is None:
+        signs = "Bold with a star: the interval excludes zero"
+    else:
+        signs = "Bold: the interval excludes zero; star: it also stands after correction for all comparisons made here"
     note = (
         f"{table.baseline} minus the other, pair by pair: mean and 95 % interval{_of(pairs)}. "
-        f"Bold with a star: the interval excludes zero; the word says how {table.baseline} fares. {_directions(table)}"
+        f"{signs}; the word says how {table.baseline} fares. {_directions(table)}"
     )
     corner = f"{table.baseline} minus"
-    return _Table(table.heading, table.caption, corner, _columns(table), tuple(rows), note.strip(), True)
+    return _Table(table.heading, table.caption, corner, _columns(table), tuple(rows), note.strip())
 
 
-def _difference(table: DifferenceTable, value: Interval | None, metric: str, pairs: int | None) -> _Cell:
+def _difference(table: DifferenceTable, method: str, value: Interval | None, metric: str, pairs: int | None) -> _Cell:
     if value is None or not _excludes_zero(value):
         return _cell(value, False, pairs, "+")
     _, low, high = ends(value)
@@ -219,18 +203,39 @@ def _difference(table: DifferenceTable, value: Interval | None, metric: str, pai
     verdict = {1: "better", -1: "worse"}.get(side, "")
     # An end that would be printed as 0.00 gets a third digit: the reader is told that zero lies outside.
     digits = 3 if min(abs(low), abs(high)) < 0.005 else 2
-    return replace(_cell(value, True, pairs, "+", digits), verdict=verdict)
+    star = table.holds is None or (method, metric) in table.holds
+    return replace(_cell(value, True, pairs, "+", digits), verdict=verdict, star=star)
 
 
-def _best(table: ScoreTable, metric: str) -> set[str]:
-    """The methods whose mean, as printed, is the best: those that look alike are bold together."""
-    direction = table.directions.get(metric, 0)
-    means = {
-        method: round(ends(values[metric])[0], 2) * direction
-        for method, values in table.scores.items()
-        if method not in table.controls and metric in values and defined(values[metric])
-    }
-    return {method for method, mean in means.items() if direction and mean == max(means.values())}
+def _plain(table: PlainTable) -> _Table:
+    rows = []
+    for k, row in enumerate(table.rows):
+        name, *cells = row
+        good = {True: "good", False: "bad"}.get(table.good[k], "") if k in table.good else ""
+        rows.append(_Row(_word(name, table.digits), "", False, tuple(_any(c, table.digits) for c in cells), good=good))
+    return _Table(
+        table.heading,
+        table.caption,
+        table.columns[0] if table.columns else "",
+        tuple(table.columns[1:]),
+        tuple(rows),
+        plain=True,
+        sortable=table.sortable,
+        folded=table.folded,
+    )
+
+
+def _any(value: Cell, digits: int) -> _Cell:
+    if isinstance(value, str):
+        return _Cell(value, number=False)
+    key = "" if value is None or not math.isfinite(value) else repr(value)
+    return _Cell(_word(value, digits), key=key)
+
+
+def _word(value: Cell, digits: int) -> str:
+    if isinstance(value, str):
+        return value
+    return str(value) if isinstance(value, int) else number(value, digits)
 
 
 def _excludes_zero(value: Interval | None) -> bool:
@@ -268,15 +273,3 @@ def _directions(table: ScoreTable | DifferenceTable) -> str:
     present = {table.directions.get(metric, 0) for metric in table.metrics}
     words = [f"{arrow(d)} {w} is better" for d, w in ((1, "higher"), (-1, "lower")) if d in present]
     return ", ".join(words) + "." if words else ""
-
-
-def _sections(pictures: Sequence[Picture]) -> list[_Section]:
-    sections: list[_Section] = []
-    for k, picture in enumerate(pictures, 1):
-        if not sections or sections[-1].heading != picture.heading:
-            sections.append(_Section(f"figures-{len(sections) + 1}", picture.heading, []))
-        # Bytes 16 to 24 of a PNG file are its width and height; the page does not jump while pictures are decoded.
-        width, height = struct.unpack(">II", picture.png[16:24])
-        data = base64.b64encode(picture.png).decode("ascii")
-        sections[-1].figures.append(_Figure(f"figure-{k}", data, width, height, picture.alt, picture.caption))
-    return sections

@@ -27,3 +27,8 @@ def short(value: float | None) -> str:
 def arrow(direction: int) -> str:
     """An arrow up for 1 (higher is better), down for -1 (lower is better), nothing for 0."""
     return ARROWS.get(direction, "")
+
+
+def printable(text: str) -> str:
+    """The text, with what cannot be encoded (bytes of a file name that are no Unicode) spelt as ``\\udc80``."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,159 @@
+"""Sanity checks of an evaluation: do the controls score as they must, and what flatters a method?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from protomask.metrics import Summary, paired_difference
+from protomask.metrics.summary import decided
+from protomask.reporting.results import Results
+from protomask.visualise.blocks import Block, Cell, PlainTable
+from protomask.visualise.wording import number
+
+HEADING = "Sanity checks"
+_BY_AREA = ("energy", "pointing-game")  # what a map blind to the image scores: the annotation's share of the image
+
+
+def checks(results: Results, reference: str) -> list[Block]:
+    """The blocks of the section; the fills are checked for the differences between ``reference`` and the others."""
+    rows: list[tuple[str, str, str]] = []
+    good: dict[int, bool] = {}
+    for name, wanted, found, passed in (*_random(results), *_ceiling(results), *_marks(results)):
+        if passed is not None:
+            good[len(rows)] = passed
+        rows.append((name, wanted, found))
+    blocks: list[Block] = [PlainTable(HEADING, ("check", "expected", "found"), rows, _CAPTION, good=good)]
+    return [*blocks, *_against_controls(results), *_fills(results, reference)]
+
+
+_CAPTION = "What must be so whatever the methods do. A tick: as expected; an exclamation mark: look closer."
+_Check = tuple[str, str, str, bool | None]
+
+
+def _random(results: Results) -> list[_Check]:
+    if "random" not in results.values:
+        return []
+    found: list[_Check] = []
+    areas = results.areas
+    for metric in _BY_AREA:
+        scores = results.values["random"].get(metric)
+        if scores is None or not np.isfinite(scores + areas).any():
+            continue
+        gap = paired_difference(scores, areas, results.groups, seed=results.seed)
+        area = float(np.nanmean(np.where(np.isfinite(scores), areas, np.nan)))
+        wanted = f"{number(area, 3)}, the annotation's share of the image"
+        found.append((f"random, {metric}", wanted, _spelt(results.summaries["random"][metric]), _around(gap, 0)))
+    auc = results.values["random"].get("pixel-auc")
+    if auc is not None and np.isfinite(auc).any():
+        value = results.summaries["random"]["pixel-auc"]
+        found.append(("random, pixel-auc", "0.500, chance", _spelt(value), _around(value, 0.5)))
+    return found
+
+
+def _ceiling(results: Results) -> list[_Check]:
+    metrics = [m for m in results.families.get("annotation", ()) if m in results.values.get("annotation", {})]
+    found: list[_Check] = []
+    for metric in metrics:
+        ceiling = results.values["annotation"][metric]
+        if not np.isfinite(ceiling).any():
+            continue
+        sign = results.directions[metric] or 1
+        above = []
+        for method in results.competitors:
+            other = results.values[method].get(metric)
+            if other is None:
+                continue
+            gap = paired_difference(sign * other, sign * ceiling, results.groups, seed=results.seed)
+            if gap.low > 0:
+                above.append(f"{method} by {number(gap.mean, 3)}")
+        said = "none is above it" if not above else "above it: " + ", ".join(above)
+        found.append((f"annotation, {metric}", "no method scores clearly higher", said, not above))
+    return found
+
+
+def _marks(results: Results) -> list[_Check]:
+    fill = results.about["scoring_fill"]
+    flattered = results.flattered
+    said = ", ".join(flattered) if flattered else "none"
+    rows: list[_Check] = [
+        ("scoring fill", f"no method was trained with the fill that scores it ({fill})", said, not flattered)
+    ]
+    for method, about in results.about["methods"].items():
+        missing = int(about.get("unlocated", 0))
+        if missing:
+            share = f"{missing} of {len(results.pairs)} pairs"
+            rows.append((f"{method}, located", "a map that says something on every pair", f"nothing on {share}", None))
+    return rows
+
+
+def _fills(results: Results, reference: str) -> list[Block]:
+    """Whether the order of reference and others is the same under every scoring fill."""
+    bases = [m for m in results.metrics if "@" not in m and any(other.startswith(f"{m}@") for other in results.metrics)]
+    mine = results.values[reference]
+    rows: list[Sequence[Cell]] = []
+    for method in results.methods:
+        if method == reference or not bases:
+            continue
+        cells: list[Cell] = [method]
+        for base in bases:
+            names = [m for m in results.metrics if m == base or m.startswith(f"{base}@")]
+            gaps = {
+                m: paired_difference(
+                    results.directions[base] * mine[m],
+                    results.directions[base] * results.values[method][m],
+                    results.groups,
+                    seed=results.seed,
+                )
+                for m in names
+                if m in mine and m in results.values[method]
+            }
+            cells.append({"first": reference, "second": method}.get(decided(gaps), "undecided"))
+        rows.append(tuple(cells))
+    if not rows:
+        return []
+    caption = "Which of the two is better by its mean under every scoring fill; undecided where the order flips."
+    return [PlainTable(HEADING, (f"{reference} or", *bases), rows, caption)]
+
+
+def _against_controls(results: Results) -> list[Block]:
+    blind = [m for m in ("random", "centre") if m in results.values]
+    if not blind or not results.competitors:
+        return []
+    rows: list[Sequence[Cell]] = []
+    for method in results.competitors:
+        better: list[str] = []
+        worse: list[str] = []
+        metrics = [m for m in results.metrics if results.directions[m] and m in results.values[method]]
+        for metric in metrics:
+            gaps = [_gap(results, method, other, metric) for other in blind]
+            gaps = [g for g in gaps if g.n]
+            if gaps and all(g.low > 0 for g in gaps):
+                better.append(metric)
+            elif any(g.high < 0 for g in gaps):
+                worse.append(metric)
+        rows.append((method, len(better), ", ".join(worse) or "none"))
+    columns = ("method", f"metrics on which it clearly beats {' and '.join(blind)}", "clearly below one of them on")
+    caption = "Clearly: the 95 % interval of the paired difference excludes zero; not corrected for many comparisons."
+    return [PlainTable(HEADING, columns, rows, caption)]
+
+
+def _gap(results: Results, method: str, other: str, metric: str) -> Summary:
+    sign = results.directions[metric]
+    columns: Mapping[str, np.ndarray] = results.values[other]
+    if metric not in columns:
+        return Summary(float("nan"), float("nan"), float("nan"), 0)
+    return paired_difference(
+        sign * results.values[method][metric], sign * columns[metric], results.groups, seed=results.seed
+    )
+
+
+def _around(value: Summary, wanted: float) -> bool | None:
+    if not np.isfinite(value.low):
+        return None
+    return value.low <= wanted <= value.high
+
+
+def _spelt(value: Summary) -> str:
+    return f"{number(value.mean, 3)} [{number(value.low, 3)}, {number(value.high, 3)}]"

@@ -1,0 +1,371 @@
+"""The report of an evaluation, from its files alone: what is on the page, in which order, and with which words."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from protomask.checks import check_choice
+from protomask.errors import DataError, InputError, expected
+from protomask.metrics import Summary
+from protomask.reporting.checking import checks
+from protomask.reporting.comparing import by, differences, holding, mean_of, mean_ranks
+from protomask.reporting.results import Results
+from protomask.reporting.strips import strips
+from protomask.visualise.blocks import (
+    Block,
+    Cell,
+    DifferenceTable,
+    DotPlot,
+    Multiples,
+    Picture,
+    PlainTable,
+    Report,
+    ScoreTable,
+)
+from protomask.visualise.pixels import webp
+from protomask.visualise.wording import number
+
+CASES = 6  # best and worst
+OPEN = 8  # strips that are shown without a click
+TITLES = {
+    "annotation": "Against the annotation",
+    "causal": "Against the model",
+    "robustness": "Under attack and chance",
+    "prototype": "Over a prototype's images",
+}
+CAPTIONS = {
+    "annotation": "Does the map lie where the annotated part or object is?",
+    "causal": "Does the model need what is marked? Scoring fill: {fill}, unless the name says another.",
+    "robustness": "What an attack, other weights or another training do to the map.",
+    "prototype": "Does a prototype show the same part wherever it is found?",
+}
+# What the tables by class and prototype and the cases show, the first that are defined.
+HEADLINES = (
+    "iou-best",
+    "energy",
+    "deletion",
+    "insertion",
+    "part-hit-2r",
+    "pointing-game",
+    "deletion-30",
+    "insertion-30",
+)
+_HEAVY = 150_000  # bytes, above which a picture is embedded as WebP
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the reader asked for.
+
+    Attributes:
+        reference: the method that the others are compared with; ``mdm`` (else the first) where empty.
+        against: what it is compared with in the cases and in the tables by class; ``upsampling`` (else the next) where
+            empty.
+        metric: that orders best and worst cases; the first headline that is defined where empty.
+        pairs: how many pairs are drawn at most.
+    """
+
+    reference: str = ""
+    against: str = ""
+    metric: str = ""
+    pairs: int = 200
+
+
+def page(results: Results, choice: Choice | None = None, beside: Sequence[Results] = ()) -> Report:
+    """The report.
+
+    Args:
+        results: of the first model, told in full.
+        choice: what to compare with what.
+        beside: results of further models, told in brief.
+
+    Raises:
+        InputError: the choice names a method or metric that was not evaluated.
+    """
+    asked = settled(results, choice or Choice())
+    blocks = [
+        *_ranking(results),
+        *_scores(results, asked.reference),
+        *_cases(results, asked),
+        *_multiples(results, asked),
+        *_groups(results, asked),
+        *checks(results, asked.reference),
+        *_pictures(results),
+    ]
+    for other in beside:
+        blocks.extend(_brief(other))
+    blocks.append(_methods(results))
+    about = results.about
+    return Report(
+        title=f"{results.name} on {about['data'].get('name', 'its data')}",
+        summary_lines=_lines(results, asked, beside),
+        blocks=blocks,
+        command=str(about.get("command", "")),
+        settings=_settings(about, asked),
+        versions=about.get("versions", {}),
+    )
+
+
+def settled(results: Results, choice: Choice) -> Choice:
+    """The choice with its defaults filled in.
+
+    Raises:
+        InputError: a method or metric that was not evaluated.
+    """
+    for name, wanted, known in (
+        ("--reference", choice.reference, tuple(results.values)),
+        ("--against", choice.against, tuple(results.values)),
+        ("--metric", choice.metric, results.metrics),
+    ):
+        if wanted:
+            check_choice(name, wanted, known)
+    order = ("mdm", *results.competitors, *results.controls)
+    reference = choice.reference or next(m for m in order if m in results.values)
+    others = ("upsampling", *results.competitors, *results.controls)
+    against = choice.against or next((m for m in others if m in results.values and m != reference), "")
+    if against == reference:
+        raise InputError(expected("--against", "another method than the reference", against))
+    headlines = (*HEADLINES, *results.metrics)
+    metric = choice.metric or next((m for m in headlines if m in results.metrics), "")
+    return Choice(reference, against, metric, choice.pairs)
+
+
+def _lines(results: Results, choice: Choice, beside: Sequence[Results]) -> list[str]:
+    lines = [describe_pairs(results.about.get("counts", {}))]
+    first = _first_line(results)
+    if first:
+        lines.append(first)
+    if results.flattered:
+        names = ", ".join(results.flattered)
+        lines.append(f"Trained with the fill that scores them, which flatters their causal scores (†): {names}.")
+    if beside:
+        lines.append(f"Below, in brief: {', '.join(other.name for other in beside)}.")
+    lines.append("Intervals are 95 % bootstrap intervals, clustered by image (by patient where there are patients).")
+    return lines
+
+
+def _first_line(results: Results) -> str:
+    parts = []
+    for family in results.families:
+        ranks, _ = mean_ranks(results, results.families[family])
+        if ranks:
+            best, value = next(iter(ranks.items()))
+            parts.append(f"{TITLES.get(family, family).lower()} {best} (mean rank {number(value.mean)})")
+    return f"Ranked first: {', '.join(parts)}." if parts else ""
+
+
+def describe_pairs(counts: Any) -> str:
+    """How many pairs were scored, and how many have a clear causal part."""
+    text = f"{counts.get('pairs', 0)} pairs scored of {counts.get('drawn', 0)} drawn"
+    if counts.get("kind") == "part":
+        return f"{text}; {counts.get('qualified', 0)} of the drawn have a clear causal part."
+    clear = counts.get("clear", 0)
+    return f"{text}; {clear} of the scored have a clear causal part (part-hit is defined on those)."
+
+
+def _ranking(results: Results) -> list[Block]:
+    scores: dict[str, dict[str, Summary]] = {}
+    used: list[str] = []
+    for family, metrics in results.families.items():
+        ranks, names = mean_ranks(results, metrics)
+        if ranks:
+            column = TITLES.get(family, family.capitalize())
+            used.append(f"{column.lower()}: {', '.join(names)}")
+            for method, value in ranks.items():
+                scores.setdefault(method, {})[column] = value
+    if not scores:
+        return []
+    columns = [TITLES.get(f, f.capitalize()) for f in results.families]
+    caption = (
+        "Mean rank over pairs and metrics, 1 is best; equal scores share their rank; controls take no part. "
+        f"Metrics that are alike count several times, so read the scores as well. {'; '.join(used)}."
+    )
+    return [DotPlot("Ranking", scores, columns, dict.fromkeys(columns, -1), caption, ())]
+
+
+def _scores(results: Results, reference: str) -> list[Block]:
+    blocks: list[Block] = []
+    others = [m for m in results.methods if m != reference]
+    found = differences(results, reference) if others else {}
+    holds, compared = holding(results, reference)
+    for family, metrics in results.families.items():
+        heading = TITLES.get(family, family.capitalize())
+        caption = CAPTIONS.get(family, "").format(fill=results.about["scoring_fill"])
+        marked = results.flattered if family == "causal" else ()
+        blocks.append(DotPlot(heading, results.summaries, metrics, results.directions, caption, results.controls))
+        blocks.append(ScoreTable(heading, results.summaries, metrics, results.directions, "", results.controls, marked))
+        if found:
+            title = f"{heading}: {reference} minus the others"
+            blocks.append(
+                DifferenceTable(
+                    title, reference, found, metrics, results.directions, _paired(compared), results.controls, holds
+                )
+            )
+    return blocks
+
+
+def _paired(compared: int) -> str:
+    return (
+        "Paired, same pairs. The star is by Holm's method at 5 % over all "
+        f"{compared} comparisons with other methods on this page (sign flips of whole images); controls are not "
+        "among them."
+    )
+
+
+def _cases(results: Results, choice: Choice) -> list[Block]:
+    if not choice.against or not choice.metric:
+        return []
+    sign = results.directions[choice.metric] or 1
+    mine, other = (results.values[m].get(choice.metric) for m in (choice.reference, choice.against))
+    if mine is None or other is None:
+        return []
+    gaps = sign * (mine - other)
+    order = [int(k) for k in np.argsort(gaps, kind="stable") if math.isfinite(gaps[k])]
+    count = min(CASES, len(order) // 2)
+    blocks: list[Block] = []
+    for word, rows in (("Worst", order[:count]), ("Best", order[::-1][:count])):
+        notes = {k: f"{choice.reference} {_signed(mine[k] - other[k])} {choice.metric}" for k in rows}
+        drawn = strips(results, rows, choice.metric, notes)
+        if drawn:
+            caption = f"The {count} pairs on which {choice.reference} does {word.lower()} against {choice.against}, "
+            caption += f"by {choice.metric}. White outline: the annotation. Disc: the map's peak."
+            blocks.append(Multiples(f"{word} cases for {choice.reference}", drawn, caption))
+    return blocks
+
+
+def _signed(value: float) -> str:
+    return ("+" if round(value, 2) > 0 else "") + number(value)
+
+
+def _multiples(results: Results, choice: Choice) -> list[Block]:
+    drawn = strips(results, range(min(choice.pairs, len(results.pairs))), choice.metric)
+    if not drawn:
+        return []
+    heading = "The same image under every method"
+    caption = f"The first pairs in the order drawn, not the best. Below each map: its {choice.metric}."
+    blocks: list[Block] = [Multiples(heading, drawn[:OPEN], caption)]
+    if len(drawn) > OPEN:
+        blocks.append(Multiples(heading, drawn[OPEN:], folded=True))
+    return blocks
+
+
+def _groups(results: Results, choice: Choice) -> list[Block]:
+    shown = [m for m in HEADLINES if m in results.metrics][:4]
+    pairs = results.pairs
+    blocks: list[Block] = []
+    keys: list[tuple[str, str, Callable[[int], str]]] = [
+        ("Per class", "class", lambda k: pairs[k].class_name or "(unknown)"),
+        ("Per prototype", "prototype", lambda k: f"{pairs[k].prototype}: {pairs[k].prototype_name}"),
+    ]
+    methods = [m for m in (choice.reference, choice.against) if m]
+    columns = [f"{metric}, {method}" for metric in shown for method in methods]
+    for heading, name, key in keys:
+        groups = by(results, key)
+        rows: list[Sequence[Cell]] = [
+            (
+                group,
+                len(members),
+                len({pairs[k].image for k in members}),
+                *(mean_of(results.values[method], metric, members) for metric in shown for method in methods),
+            )
+            for group, members in groups.items()
+        ]
+        caption = "Means over few pairs scatter: no intervals are given here. Click a column's name to sort."
+        table = PlainTable(
+            heading, (name, "pairs", "images", *columns), rows, caption, sortable=True, folded=len(rows) > 40
+        )
+        blocks.append(table)
+    return blocks
+
+
+def _brief(results: Results) -> list[Block]:
+    asked = settled(results, Choice())
+    heading = f"Beside it: {results.name}"
+    blocks: list[Block] = []
+    for family, metrics in results.families.items():
+        title = TITLES.get(family, family.capitalize())
+        caption = f"{title}. {describe_pairs(results.about.get('counts', {}))}"
+        marked = results.flattered if family == "causal" else ()
+        blocks.append(
+            ScoreTable(heading, results.summaries, metrics, results.directions, caption, results.controls, marked)
+        )
+    drawn = strips(results, range(min(4, len(results.pairs))), asked.metric)
+    if drawn:
+        blocks.append(
+            Multiples(heading, drawn, f"The first pairs, under every method; below each map its {asked.metric}.")
+        )
+    place = results.folder.name
+    pictures = _pictures(results, "Wrong")
+    blocks.extend(Picture(heading, p.data, p.alt, f"{p.heading}. {p.caption}".strip()) for p in pictures)
+    blocks.append(
+        PlainTable(heading, ("more", "where"), [("its own report", f"{place}/report.html, beside this file")])
+    )
+    return blocks
+
+
+def _pictures(results: Results, only: str = "") -> list[Picture]:
+    """The pictures that ``run.json`` names; only those whose heading begins so, where one is given."""
+    found = []
+    for entry in results.about.get("pictures", ()):
+        if not str(entry["heading"]).startswith(only):
+            continue
+        path = results.folder / str(entry["file"])
+        if not path.resolve().is_relative_to(results.folder.resolve()):
+            raise DataError(expected("pictures of run.json", "files in the folder", str(entry["file"])))
+        try:
+            data = path.read_bytes()
+        except OSError:
+            continue  # a picture that was deleted is no reason to withhold the tables
+        found.append(Picture(str(entry["heading"]), _light(data), str(entry["alt"]), str(entry["caption"])))
+    return found
+
+
+def _light(data: bytes) -> bytes:
+    if len(data) <= _HEAVY:
+        return data
+    with Image.open(io.BytesIO(data)) as image:
+        return webp(np.asarray(image.convert("RGB")), quality=85)
+
+
+def _methods(results: Results) -> PlainTable:
+    rows: list[Sequence[Cell]] = []
+    for method, about in results.about["methods"].items():
+        settings = ", ".join(f"{k} = {v}" for k, v in about.get("settings", {}).items()) or "none"
+        costs = (about.get(name) for name in ("passes", "image_passes"))
+        rows.append((method, *(None if c is None else _whole(c) for c in costs), about.get("fill") or "none", settings))
+    columns = ("method", "passes per pair", "passes per image", "fill", "settings")
+    caption = (
+        "Passes of the network: per pair forward + input gradient; per image forward only, which serve all prototypes "
+        "of the image; where both are 0, one forward pass per image is all. Fill: what the method optimised or "
+        "perturbed with."
+    )
+    return PlainTable("Methods and their settings", columns, rows, caption)
+
+
+def _whole(value: float) -> int | float:
+    return int(value) if value == int(value) else float(value)
+
+
+def _settings(about: Any, choice: Choice) -> dict[str, object]:
+    counts = about.get("counts", {})
+    return {
+        "model": about["model"]["name"],
+        "data": about["data"].get("name", ""),
+        "seed": about["seed"],
+        "scoring fill": about["scoring_fill"],
+        **{name: counts[name] for name in ("pairs", "images", "groups", "prototypes", "classes") if name in counts},
+        "compared": f"{choice.reference} with {choice.against}" if choice.against else choice.reference,
+    }
+
+
+def size_of(path: Path) -> str:
+    """``3.2 MB``."""
+    return f"{path.stat().st_size / 1e6:.1f} MB"

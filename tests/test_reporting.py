@@ -1,0 +1,394 @@
+"""Tables and examples on disk, and the page that is made from these files alone."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from scipy.stats import rankdata
+
+from protomask.cli import main
+from protomask.errors import DataError, InputError
+from protomask.metrics import METRICS, Summary
+from protomask.pairs import Pair
+from protomask.reporting.comparing import holding, mean_ranks
+from protomask.reporting.examples import EXAMPLES, read_chunk, small_size
+from protomask.reporting.kept import Kept
+from protomask.reporting.latex import escaped, latex
+from protomask.reporting.page import Choice, page, settled
+from protomask.reporting.results import Results, read_results
+from protomask.reporting.tidy import COLUMNS, Scored, read_csv, write_csv, write_parquet
+from protomask.store import read_regions
+from protomask.visualise.blocks import DifferenceTable, DotPlot, Multiples, PlainTable
+from protomask.visualise.report import render
+
+from .results_tools import METHODS, about, localisation, make_results, sample, values
+
+NASTY = "<img src=x onerror=alert(1)>\n\"'& %_$\\ \udc80"
+PAIRS = [Scored(NASTY, "g", "c, d", 3, "p;\n", ""), Scored("b", "g", "", 4, "q", "wing")]
+VALUES = {"mdm": {"energy": np.array([0.123456789, np.nan])}, "random": {"energy": np.array([1e-12, 1.0])}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_results(tmp_path_factory.mktemp("results"), 20)
+
+
+def test_the_tidy_table_comes_back(tmp_path: Path) -> None:
+    write_csv(tmp_path / "pairs.csv", PAIRS, VALUES)
+    pairs, read = read_csv(tmp_path / "pairs.csv")
+    assert pairs == tuple(PAIRS)
+    assert pairs[0].image == NASTY.replace("\udc80", "\\udc80")
+    for method, columns in VALUES.items():
+        assert read[method]["energy"] == pytest.approx(columns["energy"], rel=1e-8, nan_ok=True)
+
+
+def test_parquet_holds_the_same_table(tmp_path: Path) -> None:
+    from pyarrow import parquet
+
+    write_csv(tmp_path / "pairs.csv", PAIRS, VALUES)
+    write_parquet(tmp_path / "pairs.parquet", PAIRS, VALUES)
+    table = parquet.read_table(tmp_path / "pairs.parquet")
+    assert tuple(table.column_names) == COLUMNS
+    rows = table.to_pylist()
+    with (tmp_path / "pairs.csv").open(newline="", encoding="utf-8") as file:
+        for row, text in zip(rows, csv.DictReader(file), strict=True):
+            number = None if text["value"] == "" else pytest.approx(float(text["value"]), rel=1e-8)
+            assert row == {**text, "pair": int(text["pair"]), "prototype": int(text["prototype"]), "value": number}
+    assert table["value"].null_count == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no such file"),
+        ("a,b\n", "other columns"),
+        (",".join(COLUMNS) + "\n0,i,g,c,x,n,p,mdm,energy,0.5\n", "invalid literal"),
+        (",".join(COLUMNS) + "\n1,i,g,c,0,n,p,mdm,energy,0.5\n", "gaps between"),
+        (",".join(COLUMNS) + "\n0,i\n", "unpack"),
+    ],
+)
+def test_a_broken_table_is_refused(tmp_path: Path, text: str | None, message: str) -> None:
+    path = tmp_path / "pairs.csv"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_csv(path)
+
+
+def _summary(mean: float) -> Summary:
+    return Summary(mean, mean - 0.1, mean + 0.1, 9)
+
+
+def test_latex_is_booktabs_with_the_best_bold() -> None:
+    scores = {
+        "mdm": {"energy": _summary(0.7), "deletion": _summary(0.4)},
+        "up_sampling": {"energy": _summary(0.2), "deletion": _summary(0.3)},
+        "annotation": {"energy": _summary(0.9)},
+    }
+    text = latex(scores, {"50 % & more": ["energy", "deletion"]}, {"energy": 1, "deletion": -1}, ["annotation"])
+    lines = text.splitlines()
+    assert r"mdm & \textbf{0.700} {\scriptsize [0.600, 0.800]} & 0.400 {\scriptsize [0.300, 0.500]} \\" in lines
+    assert any(line.startswith(r"up\_sampling & 0.200") and r"\textbf{0.300}" in line for line in lines)
+    assert r"annotation & 0.900 {\scriptsize [0.800, 1.000]} & -- \\" in lines  # the ceiling is no competitor
+    assert r"\caption{50 \% \& more}" in lines
+    order = [lines.index(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")]
+    assert order == sorted(order)
+    assert text.count("{") == text.count("}")
+    assert all(line.count(" & ") == 2 for line in lines if line.endswith(r"\\"))
+
+
+def test_wide_latex_tables_are_split() -> None:
+    names = [f"m{k}" for k in range(12)]
+    text = latex({"mdm": {m: _summary(0.5) for m in names}}, {"t": names}, {}, [])
+    assert text.count(r"\begin{tabular}") == 3
+    assert text.count(r"\textbf") == 0
+
+
+def test_latex_special_characters_are_escaped() -> None:
+    assert escaped("a_b%\n{c}~\\^#$&") == r"a\_b\% \{c\}\textasciitilde{}\textbackslash{}\textasciicircum{}\#\$\&"
+
+
+def test_examples_come_back_small(tmp_path: Path) -> None:
+    make_results(tmp_path, 3, ("mdm", "upsampling"), size=200, chunk=2)
+    assert small_size((200, 200)) == (112, 112)
+    assert small_size((400, 100)) == (112, 28)
+    assert small_size((96, 64)) == (96, 64)
+    first = read_chunk(tmp_path / EXAMPLES / "00000.npz")
+    assert len(first) == 2
+    assert list(first[0].maps) == ["mdm", "upsampling"]
+    full = localisation("mdm", 2, 200, 0)
+    for row, example in enumerate(first):
+        assert example.image.shape == (112, 112, 3)
+        whole, small = full.maps[row].numpy(), example.maps["mdm"]
+        assert float(small.mean()) == pytest.approx(float(whole.mean()), abs=0.005)
+        x, y = example.peaks["mdm"]  # type: ignore[misc]
+        assert (x + 0.5) / 112 == pytest.approx((float(full.peaks[row, 0]) + 0.5) / 200, abs=1e-6)
+        assert (y + 0.5) / 112 == pytest.approx((float(full.peaks[row, 1]) + 0.5) / 200, abs=1e-6)
+        assert example.annotation is not None
+        assert example.annotation.mean() == pytest.approx(1 / 16, abs=0.005)
+        original = sample(row, 200).image
+        assert float(np.abs(example.image.mean((0, 1)) - original.mean((0, 1))).max()) < 3  # JPEG, channels in order
+
+
+def test_kept_writes_as_it_sees_and_forgets_what_was_there(tmp_path: Path) -> None:
+    make_results(tmp_path, 20, ("mdm", "random"), size=24, chunk=4)
+    make_results(tmp_path, 6, ("mdm", "random"), size=24, chunk=4)
+    names = {path.name for path in (tmp_path / EXAMPLES).iterdir()}
+    assert names == {*(f"{k:05d}.npz" for k in range(2)), *(f"{k:06d}.jpg" for k in range(6)), "index.json"}
+    regions = read_regions(tmp_path / "regions.json")
+    assert [r.image_id for r in regions.regions] == [f"images/{k}.jpg" for k in range(6)]
+    assert {r.method for r in regions.regions} == {"mdm"}
+    assert len(COCO(str(tmp_path / "regions.json")).getAnnIds()) == 6
+
+
+def test_kept_without_a_folder_moves_its_files_at_the_end(tmp_path: Path) -> None:
+    kept = Kept(1)
+    pair = Pair(0, 0, "a", "a", -1, 1.0, 0.0)
+    from protomask.metrics import Truth
+
+    truth = Truth(None, "object", None, None, None, ("a",))
+    kept.see([pair], [sample(0, 24)], {"mdm": localisation("mdm", 1, 24, 0)}, truth)
+    kept.finish(tmp_path, [pair], ["p"])
+    assert {p.name for p in (tmp_path / EXAMPLES).iterdir()} == {"00000.npz", "000000.jpg", "index.json"}
+    assert read_chunk(tmp_path / EXAMPLES / "00000.npz")[0].annotation is None
+    assert not kept._folder.exists()
+
+
+def test_kept_is_bounded(tmp_path: Path) -> None:
+    make_results(tmp_path / "a", 2, ("mdm",), size=24)
+    kept = Kept(3, tmp_path)
+    from protomask.metrics import Truth
+
+    for k in range(5):
+        pairs = [Pair(2 * k + r, r, f"{2 * k + r}", "g", -1, 1.0, 0.0) for r in range(2)]
+        found = {"mdm": localisation("mdm", 2, 24, k)}
+        kept.see(
+            pairs, [sample(p.index, 24) for p in pairs], found, Truth(None, "object", None, None, None, ("g", "g"))
+        )
+    assert len(kept.examples) == 3
+    held = [v for v in vars(kept).values() if isinstance(v, list) and v is not kept.examples]
+    assert not any("Localisation" in repr(type(item)) for items in held for item in items)
+
+
+def _results(values_: dict[str, dict[str, np.ndarray]], methods: tuple[str, ...], count: int) -> Results:
+    pairs = tuple(Scored(f"{k}", f"{k}", f"c{k % 3}", k % 4, "p", "") for k in range(count))
+    return Results(Path(), about(methods, count), pairs, values_)
+
+
+def test_mean_ranks_are_scipys() -> None:
+    methods = ("mdm", "upsampling", "single-mask", "random")
+    made = values(30, methods, ("energy", "deletion"))
+    for method in methods:
+        made[method]["energy"] = made[method]["energy"].round(1)  # ties
+    made["mdm"]["deletion"][:5] = np.nan
+    ranks, used = mean_ranks(_results(made, methods, 30), ("energy", "deletion"))
+    assert used == ("energy", "deletion")
+    competing = methods[:3]
+    energy = rankdata(-np.stack([made[m]["energy"] for m in competing]), axis=0)
+    deletion = rankdata(np.stack([made[m]["deletion"] for m in competing]), axis=0)
+    per_pair = np.where(np.arange(30) < 5, energy, (energy + deletion) / 2)
+    for row, method in enumerate(competing):
+        assert ranks[method].mean == pytest.approx(per_pair[row].mean())
+    assert list(ranks) == sorted(ranks, key=lambda m: ranks[m].mean)
+    assert "random" not in ranks
+
+
+def test_a_metric_that_a_competitor_lacks_ranks_nobody() -> None:
+    made = values(8, ("mdm", "upsampling"), ("energy", "iou-own-area"))
+    made["upsampling"]["iou-own-area"][:] = np.nan
+    assert mean_ranks(_results(made, ("mdm", "upsampling"), 8), ("energy", "iou-own-area"))[1] == ("energy",)
+    assert mean_ranks(_results(made, ("mdm", "upsampling"), 8), ("iou-own-area",)) == ({}, ())
+
+
+def test_only_real_differences_stand_after_correction() -> None:
+    made = values(60, METHODS, ("energy", "deletion"))
+    results = _results(made, METHODS, 60)
+    assert holding(results, "mdm") == (
+        {(o, m) for o in ("upsampling", "single-mask") for m in ("energy", "deletion")},
+        4,
+    )
+    stand, compared = holding(results, "upsampling")
+    assert stand == {("mdm", "energy"), ("mdm", "deletion")}
+    assert compared == 4
+
+
+def test_the_choice_has_defaults_and_is_checked(folder: Path) -> None:
+    results = read_results(folder)
+    assert settled(results, Choice()) == Choice("mdm", "upsampling", "iou-best", 200)
+    assert settled(results, Choice("upsampling")).against == "mdm"
+    for choice, message in (
+        (Choice("lime"), "--reference: expected one of"),
+        (Choice(metric="speed"), "--metric: expected one of"),
+        (Choice("mdm", "mdm"), "--against: expected another method"),
+    ):
+        with pytest.raises(InputError, match=message):
+            settled(results, choice)
+
+
+def test_the_page_tells_everything(folder: Path) -> None:
+    results = read_results(folder)
+    report = page(results, Choice(pairs=10))
+    headings = list(dict.fromkeys(block.heading for block in report.blocks))
+    assert headings == [
+        "Ranking", "Against the annotation", "Against the annotation: mdm minus the others", "Against the model",
+        "Against the model: mdm minus the others", "Worst cases for mdm", "Best cases for mdm",
+        "The same image under every method", "Per class", "Per prototype", "Sanity checks",
+        "Methods and their settings",
+    ]  # fmt: skip
+    assert "single-mask" in next(line for line in report.summary_lines if "†" in line)
+    differences = [b for b in report.blocks if isinstance(b, DifferenceTable)]
+    assert all(("upsampling", m) in (b.holds or ()) for b in differences for m in b.metrics)
+    strips = [b for b in report.blocks if isinstance(b, Multiples)]
+    assert [len(b.strips) for b in strips] == [6, 6, 8, 2]
+    assert [tile.name for tile in strips[0].strips[0].tiles] == ["image", *METHODS]
+    gaps = results.values["mdm"]["iou-best"] - results.values["upsampling"]["iou-best"]
+    worst, best = (f"images/{k}.jpg" for k in (int(np.argmin(gaps)), int(np.argmax(gaps))))
+    assert worst in strips[0].strips[0].title
+    assert best in strips[1].strips[0].title
+    html = render(report)
+    assert "mean rank 1." in html
+    assert html.count("data:image/webp;base64,") == 22 * 7
+
+
+@pytest.mark.parametrize("methods", [("mdm",), ("random", "centre"), ("upsampling", "annotation")])
+def test_few_methods_make_a_page_too(tmp_path: Path, methods: tuple[str, ...]) -> None:
+    made = make_results(tmp_path, 3, methods, size=24, metrics=("energy", "deletion"))
+    report = page(read_results(made))
+    assert "Per prototype" in {block.heading for block in report.blocks}
+    assert all(f">{method}<" in render(report) for method in methods)
+    text = {words for block in report.blocks if isinstance(block, DotPlot) for words in block.scores}
+    assert text >= set(methods)
+
+
+def test_metrics_of_every_family_and_fill_have_their_place(tmp_path: Path) -> None:
+    names = ("energy", "deletion", "deletion@blur", "deletion@road", "pac")
+    made = make_results(tmp_path, 6, ("mdm", "upsampling", "random"), size=24, metrics=names)
+    report = page(read_results(made))
+    headings = {block.heading for block in report.blocks}
+    assert headings >= {"Against the annotation", "Against the model", "Under attack and chance"}
+    fills = next(b for b in report.blocks if isinstance(b, PlainTable) and b.columns[0] == "mdm or")
+    assert fills.columns == ("mdm or", "deletion")
+    assert fills.rows == [("upsampling", "mdm"), ("random", "mdm")]
+
+
+def test_cases_follow_the_metrics_direction(folder: Path) -> None:
+    results = read_results(folder)
+    report = page(results, Choice(metric="deletion", pairs=1))
+    worst = next(b for b in report.blocks if isinstance(b, Multiples))
+    gaps = results.values["mdm"]["deletion"] - results.values["upsampling"]["deletion"]
+    assert f"images/{int(np.argmax(gaps))}.jpg" in worst.strips[0].title  # a low deletion is good
+
+
+def test_tables_by_class_are_means_of_their_pairs(folder: Path) -> None:
+    results = read_results(folder)
+    table = next(b for b in page(results, Choice(pairs=1)).blocks if b.heading == "Per class")
+    assert isinstance(table, PlainTable)
+    assert table.sortable
+    first = table.rows[0]
+    members = [k for k, pair in enumerate(results.pairs) if pair.class_name == first[0]]
+    assert first[1] == len(members)
+    column = table.columns.index("energy, mdm")
+    assert first[column] == pytest.approx(results.values["mdm"]["energy"][members].mean())
+
+
+def _checks(results: Results) -> dict[str, tuple[str, bool | None]]:
+    table = next(b for b in page(results, Choice(pairs=1)).blocks if b.heading == "Sanity checks")
+    assert isinstance(table, PlainTable)
+    return {str(row[0]): (str(row[2]), table.good.get(k)) for k, row in enumerate(table.rows)}
+
+
+def test_sanity_checks_tick_what_is_as_expected(folder: Path) -> None:
+    results = read_results(folder)
+    areas = results.areas
+    assert areas == pytest.approx(np.full(20, 1 / 16))
+    made = {m: {k: v.copy() for k, v in columns.items()} for m, columns in results.values.items()}
+    made["random"]["energy"] = areas + np.random.default_rng(0).normal(0, 0.01, 20)
+    made["annotation"]["energy"] = np.ones(20)
+    good = _checks(Results(folder, results.about, results.pairs, made))
+    assert good["random, energy"][1] is True
+    assert good["annotation, energy"] == ("none is above it", True)
+    assert good["scoring fill"] == ("single-mask", False)
+    assert good["annotation, iou-best"][1] is False  # in the made-up scores mdm lies above the annotation
+    assert good["annotation, iou-best"][0].startswith("above it: mdm by 0.")
+    assert good["random, pointing-game"][1] is False
+
+
+def test_odd_names_do_no_harm(tmp_path: Path) -> None:
+    make_results(tmp_path, 6, ("mdm", "upsampling", "random"), size=24, name=NASTY)
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "new" / "page.html")]) == 0
+    html = (tmp_path / "new" / "page.html").read_text(encoding="utf-8")
+    assert "<img src=x" not in html
+    assert "&lt;img src=x onerror=alert(1)&gt;" in html
+    assert html.count("<script") == 1
+
+
+def test_report_needs_only_the_files(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = tmp_path / "elsewhere"
+    import shutil
+
+    shutil.copytree(folder, moved)
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "elsewhere", "--reference", "upsampling", "--pairs", "3"]) == 0
+    assert re.search(r"written: elsewhere/report\.html \(\d+\.\d MB\)", capsys.readouterr().out)
+    assert "upsampling minus" in (moved / "report.html").read_text(encoding="utf-8")
+    shutil.rmtree(moved / EXAMPLES)
+    assert main(["report", "elsewhere"]) == 0
+    html = (moved / "report.html").read_text(encoding="utf-8")
+    assert "data:image" not in html
+    assert "Per class" in html
+
+
+def _edit(folder: Path, name: str, value: object) -> None:
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**record, name: value}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "run.json").unlink(), "run.json: expected a JSON file, got no such file"),
+        (lambda f: (f / "run.json").write_text('{"version": 99}'), "expected run.json of format version 1"),
+        (lambda f: (f / "pairs.csv").write_text(",".join(COLUMNS) + "\n"), "expected at least one pair"),
+        (lambda f: _edit(f, "methods", {"mdm": {"passes": "many"}}), "got another kind of methods.mdm.passes"),
+        (lambda f: _edit(f, "metrics", {"energy": 3}), "got another kind of metrics.energy"),
+        (lambda f: _edit(f, "model", {}), "got another kind of model.name"),
+        (lambda f: _edit(f, "pictures", [{}]), "got another kind of pictures"),
+        (lambda f: (f / EXAMPLES / "00000.npz").write_bytes(b"no"), "expected maps as protomask evaluate writes them"),
+        (lambda f: (f / EXAMPLES / "000001.jpg").write_bytes(b"no"), "is no thumbnail of that size"),
+        (lambda f: (f / EXAMPLES / "index.json").write_text('{"pairs": [[1]]}'), "expected a file, a row and an area"),
+        (
+            lambda f: (f / EXAMPLES / "index.json").write_text('{"pairs": [["00000.npz", 9, 0.1]]}'),
+            "row of 00000.npz: expected one of 3, got 9",
+        ),
+    ],
+)
+def test_damaged_results_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: object, message: str
+) -> None:
+    make_results(tmp_path, 3, ("mdm", "upsampling"), size=24)
+    damage(tmp_path)  # type: ignore[operator]
+    assert main(["report", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_pictures_outside_the_folder_are_not_embedded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_results(tmp_path / "in", 3, ("mdm", "upsampling"), size=24)
+    record = json.loads((tmp_path / "in" / "run.json").read_text())
+    record["pictures"] = [{"file": "../secret.png", "heading": "h", "alt": "a", "caption": ""}]
+    (tmp_path / "in" / "run.json").write_text(json.dumps(record))
+    assert main(["report", str(tmp_path / "in")]) == 2
+    assert "pictures of run.json: expected files in the folder" in capsys.readouterr().err
+
+
+def test_every_metric_has_a_family_that_the_page_can_name() -> None:
+    from protomask.reporting.page import TITLES
+
+    assert {metric.family for metric in METRICS.values()} <= set(TITLES)
