@@ -22,7 +22,7 @@ from protomask.allocator import keep_memory
 from protomask.files import write_text
 from protomask.store import prepare_output
 from protomask.training.backbones import build_features
-from protopnet_ext.model import PPNet
+from protopnet_ext.model import ProtoPNet
 
 PRESETS = ("mdm-fast", "mdm", "mdm-best")
 MIB = 1 << 20
@@ -40,7 +40,7 @@ def child(args: argparse.Namespace) -> None:
     keep_memory()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    model = PPNet(build_features(args.backbone), (40, 128, 1, 1), 8, img_size=args.size).eval()
+    model = ProtoPNet(build_features(args.backbone), (40, 128, 1, 1), 8, img_size=args.size).eval()
     wrapped = protopnet_ext.wrap(model)
     images = torch.randn(args.images, 3, args.size, args.size, generator=torch.Generator().manual_seed(1))
     protomask.locate(wrapped, images[:1], "top:1", "mdm", steps=1, batch=1)  # loads what is loaded once

@@ -1,7 +1,7 @@
 """The one loop that trains masks.
 
 A *problem* is one (image, prototype) pair with the scales of its mask: one scale each where scales are trained apart,
-all of them where they are trained together as the factors of one mask. Problems run in batches that are kept full:
+all of them where they are trained together as one mask. Problems run in batches that are kept full:
 whoever has converged or made all steps leaves, and the next in the queue comes in. Gradients flow to the mask vectors
 only; losses are summed and every problem has its own optimiser state, so that its steps do not depend on its company.
 The caller freezes the model (:func:`protomask.model.untouched`).

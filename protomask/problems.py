@@ -23,7 +23,8 @@ class Schedule:
             nothing. A network rounds its sums differently in another batch size, and many steps blow such a difference
             up until masks differ visibly; what is rounded away does not grow.
         value_grain: vectors are rounded to multiples of this after every step, likewise.
-        together: train the scales as the factors of one mask, one pass per step for all; else each by itself.
+        together: train the scales as one mask, their geometric mean, in one pass per step for all; else each by itself.
+            The plain product would fall three times as fast as its factors and is scattered by the same steps.
         tolerance: a problem leaves when its cells have moved by no more than this on average within ``patience`` steps;
             0: nobody leaves early.
         held_out: a problem leaves, with the best vectors it had, when at a look the relative activation under a fill

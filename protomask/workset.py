@@ -25,6 +25,7 @@ Waiting = deque[tuple[int, int]]
 """(pair, layout) of the problems whose turn has not come."""
 
 _EPSILON = 1e-8  # Adam's
+_DARK = 1e-6  # a root has no slope at 0, where a mask that is closed could never open again
 
 
 @dataclass(eq=False)
@@ -235,12 +236,14 @@ class WorkSet:
         return spoiled
 
     def _mask(self, grids: list[Tensor]) -> Tensor:
-        """[n, H, W], the product of the scales' masks."""
+        """[n, H, W]: the mask of one scale, or the geometric mean of all scales'."""
         size = (self._problems.images.shape[-2], self._problems.images.shape[-1])
-        mask = render(grids[0], size)
+        if len(grids) == 1:
+            return render(grids[0], size)
+        mask = render(grids[0], size).clamp(min=_DARK)
         for grid in grids[1:]:
-            mask = mask * render(grid, size)
-        return mask
+            mask = mask * render(grid, size).clamp(min=_DARK)
+        return mask ** (1 / len(grids))
 
     def _gather(self) -> None:
         """The images, fills and activations of the problems in work, in the order of the blocks."""

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from protomask.blur import gaussian_blur
 from protomask.checks import check_number
 from protomask.engine import in_chunks
-from protomask.localisers.base import Maps, Request, scaled
+from protomask.localisers.base import Maps, Request, scaled, smoothed
 from protomask.localisers.optional import check_installed
 from protomask.model import Contract
 
@@ -41,11 +40,9 @@ class Gradients:
         check_installed("captum", "captum")
         check_number("blur", self.blur, 0, 1)
 
-    def _maps(self, request: Request, values: Tensor, explained: Tensor) -> Maps:
+    def _maps(self, request: Request, values: Tensor, explained: Tensor, fill: str = "") -> Maps:
         """Values [N, H, W] >= 0, blurred and scaled to [0, 1]; empty where they explain [N] no more than rounding."""
-        values = without_rounding(request, values, explained)
-        blurred = gaussian_blur(values, self.blur * min(request.size)) if self.blur else values
-        return Maps(scaled(blurred))
+        return Maps(scaled(smoothed(without_rounding(request, values, explained), self.blur)), fill=fill)
 
 
 def ranges(images: Tensor) -> Tensor:

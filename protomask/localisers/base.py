@@ -20,6 +20,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from protomask.blur import gaussian_blur
 from protomask.checks import check_choice
 from protomask.engine import Progress
 from protomask.errors import InputError, expected
@@ -169,6 +170,11 @@ def settings_of(localiser: object) -> dict[str, object]:
     if not hasattr(localiser, "__dataclass_fields__"):
         return {}
     return {f.name: getattr(localiser, f.name) for f in fields(localiser) if f.init}  # type: ignore[arg-type]
+
+
+def smoothed(maps: Tensor, share: float) -> Tensor:
+    """Maps [N, H, W] blurred with a Gaussian of sigma ``share`` x the shorter side; as they are where it is 0."""
+    return gaussian_blur(maps, share * min(maps.shape[1:])) if share else maps
 
 
 def scaled(maps: Tensor) -> Tensor:

@@ -5,17 +5,20 @@ Axes: N pairs, H, W pixels.
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from protomask.blur import gaussian_blur
 from protomask.checks import check_count, check_number
+from protomask.draws import content_of, generator_of
 from protomask.errors import InputError, expected
 from protomask.localisers.base import Maps, Request, register, scaled
+
+GRADE = 1e-4
 
 
 @register("random", "Control: a smooth random map, drawn for each pair from the seed.", control=True)
@@ -37,13 +40,13 @@ class Random:
 
     def __call__(self, request: Request) -> Maps:
         """Maps [N, H, W] in [0, 1]."""
-        hashes = [zlib.crc32(image.cpu().contiguous().numpy().tobytes()) for image in request.images]
+        hashes = [content_of(image) for image in request.images]
         draws = [self._draw(request.seed, hashes[image], prototype) for image, prototype in request.targets]
         grid = torch.stack(draws)[:, None].to(request.images)
         return Maps(scaled(F.interpolate(grid, size=request.size, mode="bilinear", align_corners=False)[:, 0]))
 
     def _draw(self, seed: int, content: int, prototype: int) -> Tensor:
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{content}/{prototype}".encode()))
+        generator = generator_of(seed, content, prototype)
         return torch.rand((self.cells, self.cells), generator=generator, dtype=torch.float64)
 
 
@@ -80,22 +83,18 @@ class Centre:
 
 @register(
     "annotation",
-    "Control: the annotated part or object itself, slightly blurred: the annotation's own score.",
+    "Control: the annotated part or object itself, highest in its middle: the annotation's own score.",
     control=True,
 )
 @dataclass(frozen=True)
 class Annotation:
     """The annotation as a map: the best possible on annotation metrics only.
 
-    Attributes:
-        blur: sigma as a share of the image's shorter side, so that the ranking enters a part from its middle.
+    Nothing outside, and inside 1 but for :data:`GRADE`, by which it rises from its border to its middle: a blurred one
+    would spill energy over the border, and a flat one has no middle for the ranking to begin with.
     """
 
-    blur: float = 0.015
     passes = 0.0
-
-    def __post_init__(self) -> None:
-        check_number("blur", self.blur, 0, open_low=True)
 
     def __call__(self, request: Request) -> Maps:
         """Maps [N, H, W] in [0, 1]; zeros where nothing is annotated.
@@ -105,5 +104,11 @@ class Annotation:
         """
         if request.regions is None:
             raise InputError(expected("regions", "the annotated regions [N, H, W], which `annotation` shows", None))
-        masks = request.regions.to(request.images)
-        return Maps(gaussian_blur(masks, self.blur * min(request.size)).clamp(0, 1), masks=True)
+        masks = [_graded(region) for region in request.regions.cpu().numpy()]
+        return Maps(torch.stack(masks).to(request.images), masks=True)
+
+
+def _graded(region: np.ndarray) -> Tensor:
+    """[H, W] bool -> [H, W] float64: 0 outside, inside from 1 - GRADE up to 1, where the border is farthest."""
+    depth = cv2.distanceTransform(region.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE).astype(np.float64)
+    return torch.from_numpy(region * (1 - GRADE * (1 - depth / max(depth.max(), 1.0))))

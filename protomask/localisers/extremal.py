@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from protomask.activation import relative_activation
-from protomask.blur import gaussian_blur
 from protomask.checks import check_choice, check_count, check_number
 from protomask.engine import in_chunks
 from protomask.errors import InputError, expected
 from protomask.fills import FILLS, fill_images
-from protomask.localisers.base import Maps, Request, register, scaled
+from protomask.localisers.base import Maps, Request, register, scaled, smoothed
 from protomask.localisers.smoothmax import SmoothMax, area_price
 from protomask.masks import blend
 
@@ -87,9 +86,7 @@ class Extremal:
 
     def __call__(self, request: Request) -> Maps:
         """Maps [N, H, W], each scaled to [0, 1]."""
-        mean = self.masks(request).mean(1)
-        blurred = gaussian_blur(mean, self.blur * min(request.size)) if self.blur else mean
-        return Maps(scaled(blurred), fill=self.fill)
+        return Maps(scaled(smoothed(self.masks(request).mean(1), self.blur)), fill=self.fill)
 
     def masks(self, request: Request) -> Tensor:
         """[N, A, H, W] in [0, 1], one mask per area."""

@@ -131,7 +131,7 @@ class IntegratedGradients(Gradients):
     def __call__(self, request: Request) -> Maps:
         """Maps [N, H, W], each scaled to [0, 1]."""
         values = self.attributions(request).sum(1).abs()
-        return self._maps(request, values, values.sum((1, 2)))
+        return self._maps(request, values, values.sum((1, 2)), self.baseline)
 
     def attributions(self, request: Request) -> Tensor:
         """[N, C, H, W], the signed attributions; of each pair they sum to a(image) - a(baseline) in the limit."""

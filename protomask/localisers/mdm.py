@@ -22,12 +22,13 @@ from torch import Tensor
 
 from protomask.activation import relative_activation
 from protomask.checks import check_choice, check_count
-from protomask.engine import Problems, Schedule, in_chunks, train_masks
+from protomask.engine import Problems, Schedule, train_masks
 from protomask.errors import InputError, expected
 from protomask.fills import FILLS, fill_images
 from protomask.folding import folded
 from protomask.localisers.base import Maps, Request, register
-from protomask.masks import blend, render
+from protomask.localisers.perturbing import masked_activations
+from protomask.masks import render
 from protomask.objective import KeepLoss
 from protomask.stack import STACKS, stack
 
@@ -46,21 +47,11 @@ def _tight_fills(request: Request, problems: Problems, count: int) -> Tensor:
     chosen, least = problems.rows, torch.full_like(problems.before, torch.inf)
     for kind in range(count):
         rows = problems.rows + kind * images
-        leak = relative_activation(_activations(request, problems, rows, empty), problems.before, problems.floors)
+        without = masked_activations(request, empty, problems.fills, rows)
+        leak = relative_activation(without, problems.before, problems.floors)
         better = (least > LEAK) & (leak < least)
         chosen, least = torch.where(better, rows, chosen), torch.where(better, leak, least)
     return chosen
-
-
-@torch.no_grad()
-def _activations(request: Request, problems: Problems, fill_rows: Tensor, masks: Tensor) -> Tensor:
-    """[N] activations under masks [N, H, W]."""
-
-    def work(part: slice) -> Tensor:
-        blended = blend(problems.images[problems.rows[part]], masks[part], problems.fills[fill_rows[part]])
-        return request.model.activations(blended, problems.prototypes[part])
-
-    return torch.cat(list(in_chunks(len(problems), request.batch, work)))
 
 
 @dataclass(frozen=True)
@@ -69,7 +60,8 @@ class Learned:
 
     Attributes:
         steps: optimiser steps; regions are flat from 8 to 200, energy rises, deletion and repeatability fall.
-        learning_rate: Adam's, .05 to .1.
+        learning_rate: Adam's. A cell can fall from 1 to 0 if steps x rate is at least 1; more than .15 scatters masks
+            on real birds.
         area_weight: price of the kept area, 1 to 4.
         smoothness_weight: price of the vectors' total variation, under 1.
         necessity_weight: price of the activation that is left when the region is taken away, .1 to .3. Without it (0) a
@@ -85,8 +77,8 @@ class Learned:
             are, but single maps differ.
     """
 
-    steps: int = 10
-    learning_rate: float = 0.1
+    steps: int = 8
+    learning_rate: float = 0.125
     area_weight: float = 3.0
     smoothness_weight: float = 0.3
     necessity_weight: float = 0.2
@@ -144,7 +136,7 @@ class Learned:
         loss, schedule = self._loss(), self._schedule(together)
         vectors = train_masks(model, problems, scales, loss, schedule, batch=request.batch, progress=request.progress)
         maps = stack(torch.stack([render(v, request.size) for v in vectors.values()]), how)
-        after = _activations(request, problems, problems.fill_rows, maps)
+        after = masked_activations(request, maps, problems.fills, problems.fill_rows)
         return Maps(maps, masks=True, vectors=vectors, fill="+".join(self.fills), after=after)
 
 
@@ -156,11 +148,11 @@ class MDM(Learned):
     Attributes:
         scales: cells per side of the mask vectors; fine ones (16, 24) help, 4 and below cost energy.
         stack: how scales combine; ``"product"`` before ``"mean"``.
-        together: train the scales as the factors of one mask, in one pass per step for all, instead of each by itself;
-            then ``stack`` must be ``"product"``.
+        together: train the scales as one mask, their geometric mean, in one pass per step for all, instead of each by
+            itself; then ``stack`` must be ``"product"``, a power of it with the same ranking.
     """
 
-    scales: tuple[int, ...] = (6, 8, 12, 16, 24)
+    scales: tuple[int, ...] = (6, 12, 24)
     stack: str = "product"
     together: bool = False
 
@@ -186,19 +178,16 @@ class MDM(Learned):
 @register("mdm-fast", "MDM with its scales trained as one mask: the fewest passes, for many maps or a first look.")
 @dataclass(frozen=True)
 class MDMFast(MDM):
-    """The cheap preset: the scales are the factors of one mask, which costs one pass per step for all of them."""
+    """The cheap preset: all scales share one pass per step."""
 
-    steps: int = 8
-    scales: tuple[int, ...] = (6, 12, 24)
     together: bool = True
 
 
 @register("mdm-best", "MDM with five scales, each trained by itself: the most passes.")
 @dataclass(frozen=True)
 class MDMBest(MDM):
-    """The thorough preset."""
+    """The thorough preset: more scales, each a second opinion on the region."""
 
-    steps: int = 10
     scales: tuple[int, ...] = (6, 8, 12, 16, 24)
 
 

@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from protomask.checks import check_choice, check_count, check_number
-from protomask.engine import Problems, Schedule, in_chunks, train_masks
+from protomask.engine import Problems, Schedule, train_masks
 from protomask.fills import FILLS, fill_images
 from protomask.localisers.base import Maps, Request, register
-from protomask.masks import blend, render
+from protomask.localisers.perturbing import masked_activations
+from protomask.masks import render
 from protomask.objective import area, total_variation
 
 
@@ -99,15 +99,3 @@ class NeuroMask:
         vectors = train_masks(model, problems, scales, loss, schedule, batch=request.batch, progress=progress)
         masks = render(vectors[self.scale], request.size)
         return Maps(masks, masks=True, vectors=vectors, fill=self.fill, after=masked_activations(request, masks, fills))
-
-
-@torch.no_grad()
-def masked_activations(request: Request, masks: Tensor, fills: Tensor) -> Tensor:
-    """[N] activations of the pairs' images seen through masks [N, H, W], with fills [B, C, H, W] elsewhere."""
-    rows, prototypes = request.targets.images, request.targets.prototypes
-
-    def work(part: slice) -> Tensor:
-        blended = blend(request.images[rows[part]], masks[part], fills[rows[part]])
-        return request.model.activations(blended, prototypes[part])
-
-    return torch.cat(list(in_chunks(len(rows), request.batch, work)))

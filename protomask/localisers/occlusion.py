@@ -42,7 +42,7 @@ class Occlusion:
     def image_passes(self) -> float:
         """Forward passes per (square) image, which serve all its prototypes."""
         side = 960  # any large side: window and stride are shares of it
-        return float(len(_starts(side, round(self.window * side), round(self.stride * side))) ** 2)
+        return float(len(_starts(side, *(max(1, round(share * side)) for share in (self.window, self.stride)))) ** 2)
 
     def __call__(self, request: Request) -> Maps:
         """Maps [N, H, W], each scaled to [0, 1]."""

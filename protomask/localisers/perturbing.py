@@ -1,4 +1,4 @@
-"""What methods that only look at activations of changed images share.
+"""What methods that look at activations of changed images share.
 
 Forward-only methods put the same changes (masks) to an image whatever the prototype, so one pass of a changed image
 serves all prototypes that are asked of it. Axes: M masks, H, W pixels, T targets of one image, N pairs.
@@ -37,6 +37,29 @@ class MaskSet:
         for start in range(0, self.count, CHUNK):
             part = slice(start, min(start + CHUNK, self.count))
             yield part, self.make(part)
+
+
+@torch.no_grad()
+def masked_activations(request: Request, masks: Tensor, fills: Tensor, fill_rows: Tensor | None = None) -> Tensor:
+    """Activations of the pairs' images seen through masks.
+
+    Args:
+        request: whose N pairs.
+        masks: [N, H, W] in [0, 1].
+        fills: [F, C, H, W], what is seen where a mask is 0.
+        fill_rows: [N] int64, the fill of each pair; that of the pair's image where None.
+
+    Returns:
+        [N].
+    """
+    rows, prototypes = request.targets.images, request.targets.prototypes
+    chosen = rows if fill_rows is None else fill_rows
+
+    def work(part: slice) -> Tensor:
+        blended = blend(request.images[rows[part]], masks[part], fills[chosen[part]])
+        return request.model.activations(blended, prototypes[part])
+
+    return torch.cat(list(in_chunks(len(rows), request.batch, work)))
 
 
 @torch.no_grad()

@@ -24,11 +24,10 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.models.squeezenet import Fire
 
-from protomask.blur import gaussian_blur
 from protomask.checks import check_number
 from protomask.errors import ModelError, expected
 from protomask.localisers.attribution import BLUR, over_pairs
-from protomask.localisers.base import Maps, Request, register, scaled
+from protomask.localisers.base import Maps, Request, register, scaled, smoothed
 from protomask.localisers.bottleneck import module_of, trace
 from protomask.localisers.optional import check_installed
 from protomask.localisers.prototype_relevance import Head, find_head
@@ -65,9 +64,7 @@ class PRP:
         Raises:
             ModelError: the model compares in another way, or has layers that relevance cannot be propagated through.
         """
-        relevance = self.relevance(request).sum(1).clamp(min=0)
-        blurred = gaussian_blur(relevance, self.blur * min(request.size)) if self.blur else relevance
-        return Maps(scaled(blurred))
+        return Maps(scaled(smoothed(self.relevance(request).sum(1).clamp(min=0), self.blur)))
 
     def relevance(self, request: Request) -> Tensor:
         """[N, C, H, W] relevance of the pixels; of each pair it sums to about its activation."""

@@ -25,7 +25,9 @@ from torch import Tensor
 from protomask.errors import DataError, InputError, expected
 from protomask.files import safe_name
 from protomask.localisers.base import LOCALISERS, Maps, Request, register, scaled
+from protomask.opening import open_npz
 
+_DAMAGED_ZIP = (RuntimeError, zipfile.BadZipFile, zlib.error)
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]*")
 
 
@@ -121,18 +123,18 @@ def _npy(path: Path) -> np.ndarray:
         # Opened here, since numpy leaves its own handle open on a damaged file.
         with path.open("rb") as file:
             return np.asarray(np.load(file, allow_pickle=False))
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, EOFError, MemoryError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(expected(str(path), "an array [h, w] as numpy.save writes it", _spell(error))) from error
 
 
 def _npz(path: Path, prototype: int) -> np.ndarray:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        with open_npz(path, str(prototype)) as stored:
             if str(prototype) not in stored.files:
                 came = ", ".join(sorted(stored.files)[:8]) or "none"
                 raise DataError(expected(str(path), f"an array named {prototype!s}", came))
             return np.asarray(stored[str(prototype)])
-    except (OSError, EOFError, ValueError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, EOFError, MemoryError, ValueError, AttributeError, TypeError, *_DAMAGED_ZIP) as error:
         if isinstance(error, DataError):
             raise
         wanted = "arrays [h, w] as numpy.savez writes them"
