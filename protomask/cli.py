@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from protomask import __version__
 from protomask.allocator import keep_memory
 from protomask.commands import convert, demo, evaluate, inspect, listing, locate, report, run, status, train
-from protomask.commands.common import load_methods
+from protomask.commands.common import load_methods, safe_lines
 from protomask.errors import ProtomaskError
 
 DESCRIPTION = """Where prototype networks really look.
@@ -54,10 +54,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         load_methods(args)
         args.run(args)
     except ProtomaskError as error:
-        print(f"protomask: {error}", file=sys.stderr)
+        _say(str(error))
         return 2
     except KeyboardInterrupt as stop:
         said = str(stop) or "stopped; what was computed so far is kept where the command writes it"
-        print(f"protomask: {said}", file=sys.stderr)
+        _say(said)
         return 130
     return 0
+
+
+def _say(text: str) -> None:
+    """On standard error; names of files may hold what a terminal would obey."""
+    print(f"protomask: {safe_lines(text)}", file=sys.stderr)

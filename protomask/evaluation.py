@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from protomask.checks import check_choice
+from protomask.checks import check_choice, check_count
 from protomask.data.sample import Dataset, Sample
 from protomask.errors import InputError, expected
 from protomask.fills import SCORING_FILL
@@ -114,8 +114,10 @@ def evaluate(
         seen: called with every chunk, for pictures and files; keep what you need, the maps are not stored.
 
     Raises:
-        InputError: an unknown method, no methods, or no pair with something to locate.
+        InputError: an unknown method, no methods, a count or seed out of range, or no pair with something to locate.
     """
+    check_count("seed", seed, 0)
+    check_count("batch", batch)
     known = contract(model)
     localisers = dict(_named(methods))
     with tqdm(total=pairs, desc="pairs", unit="pair", disable=not progress) as bar:

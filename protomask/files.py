@@ -56,7 +56,7 @@ def prepare_output(folder: str | Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".probe-{secrets.token_hex(8)}"
         probe.write_bytes(b"")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may be tidying up here
     except OSError as error:
         raise ResourceError(expected(f"output folder {path}", "a folder that can be written to", error)) from error
     return path
@@ -84,10 +84,11 @@ def safe_name(image_id: str) -> str:
 
 def _to_disk(path: Path) -> None:
     # Moving a file whose content is still in memory can leave an empty one after a power cut, and the move itself is
-    # lost where the folder is not written out. Windows opens no folders.
-    if path.is_dir() and os.name == "nt":
+    # lost where the folder is not written out. Windows opens no folders, and writes out only what it may write to.
+    folder = path.is_dir()
+    if folder and os.name == "nt":
         return
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:

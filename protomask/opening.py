@@ -7,11 +7,20 @@ from __future__ import annotations
 
 import os
 import stat
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
+from numpy.lib.npyio import NpzFile
 
 from protomask.errors import DataError, ProtomaskError, expected
 
 MOST_TEXT = 1 << 28  # bytes of a table or a JSON file; the largest public one has 10 MB
+
+MOST_UNPACKED = 1 << 30  # bytes of the arrays of an .npz, unless ...
+MOST_PER_BYTE = 200  # ... they are fewer for each byte of the file; deflate packs 1032 zeros into one
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
@@ -57,6 +66,34 @@ def read_text(path: Path, wanted: str, kind: type[ProtomaskError] = DataError) -
         line = text.count("\n", 0, text.index("\0")) + 1
         raise kind(expected(f"{path}, line {line}", f"{wanted} in UTF-8", "a NUL character (is it UTF-16?)"))
     return text
+
+
+@contextmanager
+def open_npz(path: str | Path, *names: str) -> Iterator[NpzFile]:
+    """The arrays of an ``.npz``, each read when it is asked for, after what the file says of their sizes was checked.
+
+    Args:
+        path: of the file.
+        names: of the arrays that will be read; all where none is named.
+
+    Raises:
+        ValueError: no regular file, or one that unpacks to far more than it holds (:data:`MOST_UNPACKED`); and whatever
+            else zipfile and numpy raise for damaged files.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise ValueError("no regular file")
+    # Opened here, since numpy leaves its own handle open on a damaged archive.
+    with path.open("rb") as file:
+        members = {f"{name}.npy" for name in names}
+        with zipfile.ZipFile(file) as archive:
+            declared = sum(i.file_size for i in archive.infolist() if not names or i.filename in members)
+        size = file.seek(0, os.SEEK_END)
+        if declared > max(MOST_UNPACKED, MOST_PER_BYTE * size):
+            raise ValueError(f"{size} bytes that unpack to {declared}")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as stored:
+            yield stored
 
 
 def readable_name(path: Path, root: Path) -> str:

@@ -9,7 +9,6 @@ the peaks make the part vectors that :mod:`protomask.metrics.parts` scores. ::
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from protomask.checks import check_choice, check_count, check_index, check_number
 from protomask.data.sample import Dataset, Sample
+from protomask.draws import content_of, generator_of
 from protomask.errors import InputError, expected
 from protomask.localisers import Localiser
 from protomask.locating import locate
@@ -123,7 +123,7 @@ def _scored(
             values["consistency"] = consistency(hits, visible, rows, wanted, mode=mode)
         if "stability" in metrics:
             noisy, _, _ = work.located(drawn, halves[0], noise=True)
-            values["stability"] = stability(hits, noisy, rows, wanted, mode=mode)
+            values["stability"] = stability(hits, noisy, rows, wanted, visible=visible, mode=mode)
     if drawn and "purity" in metrics:
         hits, visible, rows = work.located(work.most_activated(pools, images), halves[1])
         merged = merged_sides(hits, visible, work.dataset.part_names)
@@ -218,8 +218,7 @@ def _by_image(pairs: Sequence[tuple[int, int]], size: int) -> list[list[tuple[in
 
 
 def _noised(image: Tensor, seed: int) -> Tensor:
-    content = zlib.crc32(image.cpu().contiguous().numpy().tobytes())
-    generator = torch.Generator().manual_seed(zlib.crc32(f"stability/{seed}/{content}".encode()))
+    generator = generator_of("stability", seed, content_of(image))
     noise = NOISE * torch.randn(image.shape, generator=generator, dtype=torch.float64)
     return image + noise.clamp(-CLIP, CLIP).to(image)
 

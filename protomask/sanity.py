@@ -10,7 +10,6 @@ was shows the image, not the model. Agreement: the same method on models trained
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from protomask.checks import check_choice, check_count
 from protomask.data.sample import Dataset, Sample
+from protomask.draws import generator_of
 from protomask.errors import InputError, ModelError, expected
 from protomask.localisers import Localiser
 from protomask.locating import locate
@@ -53,7 +53,7 @@ def randomised(module: nn.Module, seed: int = 0, layers: Collection[str] | None 
     try:
         with torch.no_grad():
             for name, p in own.items():
-                generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
+                generator = generator_of(seed, name)
                 places = torch.randperm(p.numel(), generator=generator).to(p.device)
                 p.copy_(saved[name].flatten()[places].view_as(p))
         yield

@@ -24,6 +24,7 @@ from protomask.metrics import (
     score_annotation,
     seen_through,
 )
+from protomask.metrics.misalignment import MISALIGNMENT
 from protomask.metrics.perturbation import PERTURBATIONS
 from protomask.model import Contract, untouched
 from protomask.pairs import Pair, tensors
@@ -102,8 +103,9 @@ class _Task:
         kinds = [name.rpartition("-")[2] for name in names if name.startswith("local-perturbation-")]
         if kinds or "local-perturbation" in names:
             scores |= self._perturbed(PERTURBATIONS if "local-perturbation" in names else kinds)
-        if {"plc", "prc", "pac"} & set(names):
-            scores |= self._attacked()
+        attacked = [name for name in MISALIGNMENT if name in names]
+        if attacked:
+            scores |= self._attacked(attacked)
         return scores
 
     def _faithfulness(self, names: Sequence[str], fill: str) -> dict[str, Tensor]:
@@ -155,7 +157,7 @@ class _Task:
             batch=self.batch,
         )
 
-    def _attacked(self) -> dict[str, Tensor]:
+    def _attacked(self, names: Sequence[str]) -> dict[str, Tensor]:
         return misalignment_scores(
             self.model,
             self.images,
@@ -166,6 +168,7 @@ class _Task:
             order=self.order,
             attack=Attack(seed=self.seed),
             batch=self.batch,
+            names=names,
         )
 
     def _filled(self, name: str) -> Tensor:

@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from protomask.cli import main
 from protomask.commands.common import size_option, spell_duration
 from protomask.commands.evaluate import default_methods
-from protomask.commands.locate import parse_settings
+from protomask.commands.locate import _paths, parse_settings
 from protomask.errors import InputError
 from protomask.localisers import LOCALISERS
 from protomask.metrics import DEFAULT_METRICS, METRICS
@@ -206,6 +206,50 @@ def test_help_teaches(command: list[str], capsys: pytest.CaptureFixture[str]) ->
     if command not in ([], ["train"], ["report"]):
         for option in ("--out", "--device", "--seed", "--batch"):
             assert option in said
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--species", "1,a", "expected integers with commas between, got '1,a'"),
+        ("--seed", "-1", "expected an integer of at least 0, got '-1'"),
+        ("--pairs", "few", "expected an integer of at least 1, got 'few'"),
+    ],
+)
+def test_numbers_that_are_none_are_said(
+    option: str, value: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", MODEL, "--data", "cub", "--out", str(tmp_path), f"{option}={value}"])
+    assert stop.value.code == 2
+    assert f"argument {option}: {said}" in capsys.readouterr().err
+
+
+def test_names_of_files_cannot_command_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a\x1b[31m\udc80.png"
+    try:
+        (tmp_path / name).write_bytes(b"no image")
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    out = tmp_path / "out"
+    assert main(["locate", MODEL, str(tmp_path / name), "--out", str(out), "--quiet"]) == 2
+    assert main(["status", str(out)]) == 0
+    said = capsys.readouterr()
+    assert "\x1b" not in said.out + said.err
+    assert "\udc80" not in said.out + said.err
+    for text in (said.out, said.err):
+        assert r"a\x1b[31m\udc80.png" in text
+
+
+def test_image_ids_tell_all_images_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in ("d/x.png", "photos/x.png", "photos/d/x.png", "photos/y.png"):
+        (tmp_path / path).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / path).write_bytes(b"")
+    assert [name for name, _ in _paths(["photos"])] == ["d/x.png", "x.png", "y.png"]
+    names = [name for name, _ in _paths(["photos", "d"])]
+    assert sorted(names) == ["d/x.png", "photos/d/x.png", "photos/x.png", "photos/y.png"]
+    assert {name for name, _ in _paths(["photos/y.png", "photos/y.png"])} == {"photos/y.png"}
 
 
 def test_the_console_script_runs() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import json
 import os
 import random
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +28,19 @@ import protomask
 from protomask import files
 from protomask.cli import main
 from protomask.commands import evaluate as evaluate_command
+from protomask.commands.longrun import batch_of
+from protomask.commands.publish import amend
 from protomask.data import Sample
-from protomask.errors import DataError, InputError
-from protomask.jobs import cutting, evaluating, locating, work
+from protomask.errors import DataError, InputError, ModelError
+from protomask.jobs import cutting, digests, evaluating, locating, work
 from protomask.jobs.digests import digest, digest_method, digest_model, digest_sample
 from protomask.jobs.folder import Folder
 from protomask.jobs.status import status_of
 from protomask.model import contract
 from protomask.pairs import draw_pairs
-from protomask.store import read_run, render
+from protomask.store import Plan, read_run, render
+from protomask.store.plans import write_plan
+from protomask.visualise.report import Picture
 from tests.killing import contents
 from tests.toys import BlockScenes, ConvModel, block_model
 
@@ -197,6 +203,116 @@ def test_digests_follow_what_matters() -> None:
     assert digest({1: "x", "1": "y", (2, 3): None}) != digest({1: "y", "1": "x", (2, 3): None})
     assert digest([torch.zeros(2)]) != digest([torch.zeros(2, 1)])
     assert digest({"a": 1, "b": np.float32(2)}) == digest({"b": np.float32(2), "a": 1}) != digest({"a": 1, "b": 3})
+
+
+class Wrapped:
+    """No module, and no attribute of that name: the network lies in one of its own."""
+
+    num_prototypes = 4
+
+    def __init__(self, seed: int = 0, power: float = 1.0) -> None:
+        self.net = ConvModel(seed=seed)
+        self.nets = [ConvModel(seed=seed)]
+        self.options = Options(power)
+
+    def activations(self, images: torch.Tensor, prototypes: torch.Tensor | None = None) -> torch.Tensor:
+        return self.net.activations(images, prototypes)
+
+
+@dataclass
+class Options:
+    power: float
+
+
+class Adapted(Wrapped):
+    """A module, and a setting of its own beside it."""
+
+    def __init__(self, scale: float) -> None:
+        self.module, self.scale = ConvModel(), scale
+
+
+def test_digests_see_what_a_model_holds_in_attributes_of_its_own() -> None:
+    plain = digest_model(contract(Wrapped()))
+    assert digest_model(contract(Wrapped())) == plain
+    assert digest_model(contract(Wrapped(power=2.0))) != plain
+    for change in ("net", "nets"):
+        other = Wrapped()
+        changed = other.net if change == "net" else other.nets[0]
+        with torch.no_grad():
+            changed.vectors[0, 0] += 1e-6
+        assert digest_model(contract(other)) != plain, change
+    assert digest_model(contract(Adapted(1.0))) == digest_model(contract(Adapted(1.0)))
+    assert digest_model(contract(Adapted(1.0))) != digest_model(contract(Adapted(2.0)))
+
+
+def test_digests_see_the_code_of_a_decorated_function_and_of_the_families(tmp_path: Path) -> None:
+    found = []
+    for text in ("pass", "return 1"):
+        path = tmp_path / "pm_decorated.py"
+        path.write_text(f"import torch\n@torch.no_grad()\ndef f():\n    {text}\n")
+        spec = importlib.util.spec_from_file_location("pm_decorated", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        digests._file.cache_clear()
+        found.append(digests.code_of(module.f))
+    assert found[0] != found[1]
+    assert {"protomask", "protopnet_ext", "xprotonet_ext", "torch"} <= digests.versions().keys()
+
+
+def test_images_that_were_moved_are_found_where_they_are(photos: Path, tmp_path: Path, counted: list[str]) -> None:
+    out = tmp_path / "out"
+    assert locate_into(out, photos) == 0
+    counted.clear()
+    moved = photos.rename(tmp_path / "moved")
+    assert locate_into(out, moved, "--panels", "5") == 0
+    assert counted == []
+    assert len(list((out / "panels").iterdir())) == 15
+    assert {Path(i["file_name"]).parent for i in COCO(str(out / "regions.json")).dataset["images"]} == {moved}
+    assert {Path(item["path"]).parent for item in read_run(out).plan.items} == {moved}
+    shutil.rmtree(out / "panels")
+    assert locate_into(out, moved, "--panels", "5") == 0
+    assert len(list((out / "panels").iterdir())) == 15
+
+
+def test_a_shard_under_the_name_of_another_is_refused(photos: Path, tmp_path: Path) -> None:
+    assert locate_into(tmp_path / "out", photos) == 0
+    run = read_run(tmp_path / "out")
+    first, second = run.plan.shards[:2]
+    shutil.copy(run.path(second), run.path(first))
+    with pytest.raises(DataError, match=f"expected the shard {first.key}, got the shard {second.key}"):
+        run.read(first)
+
+
+def test_on_a_gpu_a_folder_keeps_the_batch_that_it_began_with(tmp_path: Path) -> None:
+    write_plan(tmp_path, Plan("locate", {"batch": 7, "device": "cuda"}, (), ()))
+    assert batch_of("auto", None, "cuda", tmp_path) == 7
+    assert batch_of(9, None, "cuda", tmp_path) == 9
+    for memory, device, out in ((1 << 30, "cuda", tmp_path), (None, "cpu", tmp_path), (None, "cuda", tmp_path / "new")):
+        assert batch_of("auto", memory, device, out) == "auto"
+
+
+def test_nothing_is_tidied_where_nobody_can_tell_who_is_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan("locate", {"threads": 1}, (), (), {})
+    half = tmp_path / "shards" / f".a.npz.{'0' * 16}"
+    half.parent.mkdir()
+    half.write_bytes(b"")
+    real = FileLock.acquire
+
+    def acquire(self: FileLock, *args: Any, **options: Any) -> Any:
+        if Path(self.lock_file).parent.name == "workers":
+            raise NotImplementedError("no locks")
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    with Folder(tmp_path, plan):
+        assert half.exists()
+    monkeypatch.setattr(FileLock, "acquire", real)
+    with Folder(tmp_path, plan):
+        assert not half.exists()
 
 
 def test_shares_make_the_whole(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -446,6 +562,25 @@ def test_another_method_leaves_the_others_alone_and_other_samples_do_not(
     monkeypatch.setattr(evaluate_command, "dataset_for", lambda args, loaded: BlockScenes(masks=False))
     assert evaluate_into(tmp_path) == 0
     assert len(counted) == 9
+
+
+def test_pictures_of_an_earlier_evaluation_do_not_stay(scenes: BlockScenes, tmp_path: Path) -> None:
+    left = []
+    for panels in ("3", "1"):
+        assert evaluate_into(tmp_path, "--panels", panels) == 0
+        amend(tmp_path, pictures=[Picture("One", (tmp_path / "panels" / "000.png").read_bytes(), "a picture")])
+        left.append([len(list((tmp_path / name).iterdir())) for name in ("panels", "pictures")])
+    assert left == [[3, 1], [1, 1]]
+
+
+def test_a_method_that_suits_no_pair_is_named_with_its_reason(
+    scenes: BlockScenes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    breaking(monkeypatch, 0, ModelError("model: expected one with maps, got none"))
+    assert evaluate_into(tmp_path) == 2
+    error = capsys.readouterr().err
+    assert "pairs: expected at least one that every method could work on" in error
+    assert "model: expected one with maps" in error
 
 
 def test_bad_samples_are_left_out_of_an_evaluation(

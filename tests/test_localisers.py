@@ -11,6 +11,17 @@ import protomask
 from protomask.errors import InputError
 from protomask.localisers import LOCALISERS, make_localiser, settings_of
 from protomask.localisers.upsampling import cell_centres, place
+from protomask.metrics import (
+    dice,
+    energy,
+    energy_floor,
+    iou_best,
+    iou_own_area,
+    pixel_ap,
+    pixel_auc,
+    pointing_game,
+    relevance,
+)
 from protomask.model import contract
 from protomask.records import Localisation
 from tests.toys import BlockModel, ConvModel, scenes
@@ -110,6 +121,18 @@ def test_annotation_is_the_annotation() -> None:
     assert found.boxes[0].tolist() == [8, 5, 20, 15]
     assert found.located.tolist() == [True, False]
     assert float(found.maps[0].sum()) == pytest.approx(120, rel=1e-3)
+    assert float(found.maps[0][~regions[0]].abs().max()) == 0
+    assert found.peaks[0].tolist() in [[x, y] for x in (13, 14) for y in (9, 10)]  # its middle
+
+
+@pytest.mark.parametrize("side", [3, 9, 20])
+def test_the_control_annotation_is_the_ceiling(side: int) -> None:
+    """Also for annotations above 20 % of the image, of which energy-floor cuts off all but the highest."""
+    regions = torch.zeros(1, 32, 32, dtype=torch.bool)
+    regions[0, 6 : 6 + side, 5 : 5 + side] = True
+    maps = protomask.locate(ConvModel(), scenes(1), [(0, 0)], "annotation", regions=regions).maps
+    for metric in (energy, energy_floor, iou_best, iou_own_area, pointing_game, relevance, dice, pixel_auc, pixel_ap):
+        assert float(metric(maps, regions)) == pytest.approx(1, abs=1e-9), metric.__name__
 
 
 def test_random_depends_on_seed_image_and_prototype() -> None:

@@ -72,6 +72,7 @@ def test_integrated_gradients_of_a_linear_model_are_weights_times_the_way(batch:
     assert float((method.attributions(request) - expected).abs().max()) < 1e-9
     found = protomask.locate(model, images, PAIRS, method, batch=batch)
     assert float((found.maps - unit(expected.sum(1).abs())).abs().max()) < 1e-9
+    assert found.fill == "grey"  # what it perturbs with
 
 
 def test_integrated_gradients_sum_to_the_difference() -> None:

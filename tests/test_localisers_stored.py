@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 import protomask
+from protomask import opening
 from protomask.errors import DataError, InputError
 from protomask.files import safe_name
 from protomask.localisers import LOCALISERS, Stored, make_localiser, register_stored
@@ -175,3 +176,13 @@ def test_maps_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert scores["random"]["top5-in-box"].mean < 1
     finally:
         LOCALISERS.pop("peers", None)
+
+
+def test_a_map_that_unpacks_to_far_more_than_its_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "MOST_UNPACKED", 1 << 20)
+    np.savez_compressed(tmp_path / "one.jpg.npz", **{"0": grid(0), "1": np.zeros((4096, 4096), np.uint8)})  # type: ignore[arg-type]
+    assert (Stored(str(tmp_path)).read("one.jpg", 0) == grid(0)).all()
+    with pytest.raises(DataError, match=r"one\.jpg\.npz: expected .* bytes that unpack to 16777344"):
+        Stored(str(tmp_path)).read("one.jpg", 1)

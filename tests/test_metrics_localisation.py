@@ -26,6 +26,7 @@ from protomask.metrics import (
     energy,
     energy_floor,
     fill_of,
+    flattering,
     iou_best,
     iou_own_area,
     iou_p95,
@@ -441,7 +442,8 @@ def test_what_scoring_costs() -> None:
     assert scoring_passes(["deletion", "deletion-30"]) == (32, 0)  # one curve, and the filled image
     assert scoring_passes(["deletion", "deletion@blur"]) == (64, 0)
     assert scoring_passes(["local-perturbation", "local-perturbation-blur"]) == (3, 0)
-    assert scoring_passes(["pac", "plc"]) == scoring_passes(["prc"]) == (4, 20)
+    assert scoring_passes(["pac", "prc"]) == scoring_passes(["prc"]) == (4, 20)
+    assert scoring_passes(["pac", "plc"]) == (6, 20)  # the model's own maps, before and after
     assert scoring_passes() == scoring_passes(DEFAULT_METRICS) == (65, 0)
     for name in ("purity", "agreement", "deletion@black"):
         with pytest.raises(InputError, match="metrics: expected one of"):
@@ -452,4 +454,12 @@ def test_which_fill_a_metric_is_scored_under() -> None:
     assert fill_of("deletion-30") == fill_of("increase") == "mean"
     assert fill_of("deletion-30", "grey") == "grey"
     assert fill_of("insertion@road", "grey") == "road"
-    assert fill_of("energy") is fill_of("local-perturbation") is fill_of("pac") is fill_of("purity") is None
+    assert fill_of("local-perturbation") == fill_of("local-perturbation-blur", "grey") == "blur"
+    assert fill_of("energy") is fill_of("local-perturbation-noise") is fill_of("pac") is fill_of("purity") is None
+
+
+def test_every_fill_that_a_method_trained_with_flatters() -> None:
+    names = ["energy", "deletion", "deletion@blur", "local-perturbation-blur", "insertion@road", "a metric of yours"]
+    assert flattering("blur+image-mean", names) == ("deletion@blur", "local-perturbation-blur")
+    assert flattering("mean", names) == ("deletion",)
+    assert flattering("mean", names, "grey") == flattering("", names) == ()

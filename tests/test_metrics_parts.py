@@ -82,6 +82,10 @@ def test_stability_by_hand() -> None:
     prototypes = torch.tensor([5, 5, 5, 5])
     assert table(stability(hits, noisy, prototypes, torch.tensor([5, 6]))) == [0.5, -1]
     assert table(stability(hits, noisy, prototypes, torch.tensor([5, 6]), mode="published")) == [0.75, -1]
+    shown = rows("11", "10", "11", "00")  # the last image shows no part: it cannot say
+    assert table(stability(hits, noisy, prototypes, torch.tensor([5, 6]), visible=shown)) == pytest.approx([2 / 3, -1])
+    unseen = stability(hits[3:], noisy[3:], prototypes[3:], torch.tensor([5]), visible=shown[3:])
+    assert unseen.isnan().all()
 
 
 @FEW

@@ -66,6 +66,10 @@ def test_average_drop_and_increase_by_hand() -> None:
     assert increase(relative)[4].isnan()
 
 
+def test_rounding_is_no_increase() -> None:
+    assert increase(torch.tensor([1 + 3e-7, 1 + 1e-5, 1.001])).tolist() == [0, 0, 1]
+
+
 @FEW
 @given(share=st.floats(0.05, 1), fill=st.floats(0, 0.5), colour=st.floats(0.6, 1))
 def test_seen_through_is_linear_for_a_linear_model(share: float, fill: float, colour: float) -> None:
@@ -150,6 +154,8 @@ def test_only_the_region_is_blurred() -> None:
     torch.testing.assert_close(ours["local-perturbation"], ours["local-perturbation-blur"], **EXACT)
     with pytest.raises(InputError, match="kinds: expected one of blur, recolour, noise"):
         local_perturbation(model, images, targets, maps, before, 0.0, kinds=["waves"])
+    with pytest.raises(InputError, match="kinds: expected at least one of blur, recolour, noise, got none"):
+        local_perturbation(model, images, targets, maps, before, 0.0, kinds=[])
 
 
 def test_the_noise_is_seeded_by_the_pair_alone() -> None:

@@ -105,6 +105,24 @@ def test_a_model_with_maps_has_a_location_change() -> None:
     assert (scores["pac"] >= 0).all()
 
 
+def test_the_models_own_maps_are_made_for_plc_only() -> None:
+    class Mapped(ConvModel):
+        made = 0
+
+        def similarity_maps(self, images: Tensor) -> Tensor:
+            self.made += len(images)
+            return super().similarity_maps(images)
+
+    model = Mapped(prototypes=3, classes=3).eval()
+    parts = problem(model, "random")
+    made = []
+    for names in (["prc", "pac"], ["plc"]):
+        model.made = 0  # the activations go through the maps, too
+        assert list(score_chunk(*parts, metrics=names)) == names
+        made.append(model.made)
+    assert made[1] - made[0] == 2 * 3
+
+
 def test_a_pair_at_its_floor_is_undefined() -> None:
     known, samples, chunk, found, truth = problem(block_model())
     chunk[1] = Pair(**{**vars(chunk[1]), "floor": chunk[1].activation})

@@ -277,9 +277,14 @@ def test_the_star_is_for_differences_that_stand_after_correction() -> None:
     assert "after correction" in " ".join(page.text)
 
 
-def test_methods_with_a_mark_carry_a_dagger() -> None:
-    page = _Page(render(Report("t", blocks=(replace(_scores(), marked=("upsampling",)),))))
-    assert [row[0] for row in page.tables[0][1:]] == ["mdm", "upsampling†", "random", "annotation"]
+def test_scores_with_a_mark_carry_a_dagger() -> None:
+    plain, marked = (
+        _Page(render(Report("t", blocks=(replace(_scores(), marked=marked),)))) for marked in ((), [("mdm", "energy")])
+    )
+    daggers = [[column for column, cell in enumerate(row) if "†" in cell] for row in marked.tables[0]]
+    assert daggers == [[], [1], [], [], []]
+    assert not any("†" in text for text in plain.text)
+    assert any("†: the method was trained" in text for text in marked.text)
 
 
 def test_dots_lie_where_the_numbers_say() -> None:

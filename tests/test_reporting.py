@@ -95,6 +95,10 @@ def test_latex_is_booktabs_with_the_best_bold() -> None:
     lines = text.splitlines()
     assert r"mdm & \textbf{0.700} {\scriptsize [0.600, 0.800]} & 0.400 {\scriptsize [0.300, 0.500]} \\" in lines
     assert any(line.startswith(r"up\_sampling & 0.200") and r"\textbf{0.300}" in line for line in lines)
+    assert r"\dagger" not in text
+    flattered = latex(scores, {"t": ["energy", "deletion"]}, {}, ["annotation"], {("mdm", "deletion")})
+    assert r"mdm & 0.700 {\scriptsize [0.600, 0.800]} & 0.400$^\dagger$ {\scriptsize [0.300, 0.500]} \\" in flattered
+    assert "% Dagger: the method was trained with the fill that scores it." in flattered
     assert r"annotation & 0.900 {\scriptsize [0.800, 1.000]} & -- \\" in lines  # the ceiling is no competitor
     assert r"\caption{50 \% \& more}" in lines
     order = [lines.index(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")]
@@ -313,7 +317,9 @@ def test_sanity_checks_tick_what_is_as_expected(folder: Path) -> None:
     good = _checks(Results(folder, results.about, results.pairs, made))
     assert good["random, energy"][1] is True
     assert good["annotation, energy"] == ("none is above it", True)
-    assert good["scoring fill"] == ("single-mask", False)
+    said, passed = good["scoring fill"]
+    assert passed is False
+    assert said == "single-mask on deletion, insertion, deletion-30, insertion-30, sufficiency-drop"
     assert good["annotation, iou-best"][1] is False  # in the made-up scores mdm lies above the annotation
     assert good["annotation, iou-best"][0].startswith("above it: mdm by 0.")
     assert good["random, pointing-game"][1] is False

@@ -13,6 +13,7 @@ import torch
 
 from protomask.cli import main
 from protomask.commands.script import without_cuda
+from protomask.localisers import LOCALISERS
 
 from .patching_tools import STANDINS, Loader, files, network, normalise, probe, same_objects, state
 
@@ -72,6 +73,27 @@ def test_exit_codes_and_errors_pass_through(
         run(*words, "--fail")
     assert same_objects(before, state())
     assert capsys.readouterr().err.count("replaced 12 of 12") == 2
+
+
+def test_a_plugins_method_draws(tmp_path: Path, inputs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    plugin = script(
+        tmp_path,
+        "import torch\nfrom protomask import register_localiser\n"
+        "@register_localiser('pm-ramp', 'From left to right.')\n"
+        "def ramp(request):\n"
+        "    return torch.linspace(0, 1, request.size[1]).expand(len(request.targets), *request.size)\n",
+        "pm_plugin.py",
+    )
+    words = ["--device", "cpu", "--trust", "--method", "pm-ramp"]
+    assert run(*words, "--", LOCAL, *inputs, str(tmp_path / "out")) == 2
+    assert "method: expected one of" in capsys.readouterr().err
+    try:
+        with pytest.raises(SystemExit) as stop:
+            run(*words, "--plugin", plugin, "--", LOCAL, *inputs, str(tmp_path / "out"))
+    finally:
+        LOCALISERS.pop("pm-ramp", None)
+    assert stop.value.code == 0
+    assert "replaced 12 of 12" in capsys.readouterr().err
 
 
 def test_whole_modules_need_trust(tmp_path: Path, inputs: list[str], capsys: pytest.CaptureFixture[str]) -> None:

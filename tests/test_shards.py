@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import protomask
+from protomask import opening
 from protomask.data import Geometry
 from protomask.errors import DataError, InputError
 from protomask.masks import render as render_masks
 from protomask.records import Localisation
-from protomask.store import Failure, ImageInfo, Plan, Shard, ShardPlan, read_shard, render, write_shard
+from protomask.store import Failure, ImageInfo, Plan, Shard, ShardPlan, read_maps, read_shard, render, write_shard
 from protomask.store.packing import LEVELS, pack_exact, pack_maps, unpack_exact, unpack_maps
 from protomask.store.plans import read_plan, write_plan
 from protomask.store.shards import read_failures
@@ -137,3 +138,25 @@ def test_damaged_shards_and_plans_are_errors_that_name_them(tmp_path: Path) -> N
     (tmp_path / "shards" / "plan.json").write_text('{"version": 1}')
     with pytest.raises(DataError, match=r"plan\.json: expected a plan"):
         read_plan(tmp_path)
+
+
+def test_a_file_that_unpacks_to_far_more_than_it_holds_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shard(tmp_path / "a.npz", shard(located("centre")))
+    monkeypatch.setattr(opening, "MOST_UNPACKED", 1 << 16)
+    assert read_shard(tmp_path / "a.npz").found is not None
+    with np.load(tmp_path / "a.npz") as stored:
+        arrays = dict(stored)
+    np.savez_compressed(tmp_path / "a.npz", **arrays, more=np.zeros(1 << 24, np.uint8))  # type: ignore[arg-type]
+    for read in (read_shard, read_maps):
+        with pytest.raises(DataError, match=r"a\.npz: expected .*ValueError: \d+ bytes that unpack to \d{8}"):
+            read(tmp_path / "a.npz")
+    assert read_failures(tmp_path / "a.npz") == (Failure("bad.png", "it is bad"),)  # which reads no array
+
+
+def test_another_version_of_the_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("protomask.store.shards.FORMAT_VERSION", 99)
+    write_shard(tmp_path / "a.npz", shard(None))
+    with pytest.raises(DataError, match=r"a\.npz: expected a shard .* version 99"):
+        read_shard(tmp_path / "a.npz")

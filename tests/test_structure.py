@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("errors",),
     ("checks",),
-    ("blur", "files", "opening", "pickles", "trusted", "activation", "allocator", "patching"),
+    ("blur", "draws", "files", "opening", "pickles", "trusted", "activation", "allocator", "patching"),
     ("records", "model", "adapting", "region", "fills", "masks", "objective", "precision", "stack", "data.sample"),
     ("targets", "blending", "folding", "memory", "problems", "data", "metrics", "visualise"),
     ("workset",),

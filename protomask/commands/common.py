@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from protomask.localisers import load_plugin, register_stored
 from protomask.memory import choose_batch
 from protomask.metrics import METRICS, Summary
 from protomask.model import untouched
+from protomask.pickles import printable
 
 MODEL_HELP = (
     "a checkpoint folder, a foreign checkpoint file (see `protomask inspect`), package.module:factory, or "
@@ -34,7 +36,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--device", default="auto", metavar="DEVICE", help="cpu, cuda, cuda:N or auto (default: %(default)s)"
     )
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of everything drawn (default: %(default)s)")
+    group.add_argument(
+        "--seed", type=seed_option, default=0, metavar="N", help="of everything drawn (default: %(default)s)"
+    )
     group.add_argument(
         "--batch",
         type=batch_option,
@@ -127,7 +131,7 @@ def _add_xray_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--partial", action="store_true", help="chestxray14: leave out images that are not there")
     group.add_argument(
-        "--split-seed", type=int, metavar="N", help="chestxray14, boxes: of the split by patient (default: 0)"
+        "--split-seed", type=seed_option, metavar="N", help="chestxray14, boxes: of the split by patient (default: 0)"
     )
     group.add_argument(
         "--window",
@@ -141,10 +145,16 @@ def add_evaluation_data_options(parser: argparse.ArgumentParser) -> None:
     """The data options, and which part of the data to evaluate on."""
     group = add_data_options(parser)
     group.add_argument(
-        "--data-seed", type=int, default=0, metavar="N", help="planted: the stream of scenes (default: %(default)s)"
+        "--data-seed",
+        type=seed_option,
+        default=0,
+        metavar="N",
+        help="planted: the stream of scenes (default: %(default)s)",
     )
     group.add_argument("--split", default="test", help="which part of the data (default: %(default)s)")
-    group.add_argument("--species", metavar="ID,ID,...", help="cub: only these class ids of classes.txt")
+    group.add_argument(
+        "--species", type=ids_option, metavar="ID,ID,...", help="cub: only these class ids of classes.txt"
+    )
     group.add_argument(
         "--boxed", action="store_true", help="chestxray14: only findings with boxes, each as a sample of its own"
     )
@@ -178,10 +188,25 @@ def settle_batch(args: argparse.Namespace, loaded: Loaded) -> None:
 
 def positive(text: str) -> int:
     """An integer of at least 1, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {value}")
-    return value
+    return _integer(text, 1)
+
+
+def seed_option(text: str) -> int:
+    """An integer of at least 0, for argparse; generators take no others."""
+    return _integer(text, 0)
+
+
+def ids_option(text: str) -> tuple[int, ...]:
+    """``1,7`` as (1, 7), for argparse."""
+    if not re.fullmatch(r"\s*[0-9]{1,9}\s*(,\s*[0-9]{1,9}\s*)*", text):
+        raise argparse.ArgumentTypeError(f"expected integers with commas between, got {text!r}")
+    return tuple(int(part) for part in text.split(","))
+
+
+def _integer(text: str, low: int) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < low:
+        raise argparse.ArgumentTypeError(f"expected an integer of at least {low}, got {text!r}")
+    return int(text)
 
 
 def names_option(text: str) -> tuple[str, ...]:
@@ -235,7 +260,6 @@ def choose_device(name: str) -> str:
 
 def dataset_for(args: argparse.Namespace, loaded: Loaded) -> Dataset:
     """The data set that the options name, at the model's size and with the model's class indices."""
-    species = None if args.species is None else [int(s) for s in args.species.split(",")]
     crop = loaded.crop if args.crop is None else args.crop
     data = open_dataset(
         args.data,
@@ -245,7 +269,7 @@ def dataset_for(args: argparse.Namespace, loaded: Loaded) -> Dataset:
         crop=crop if args.data in ("cub", "boxes") else "none",
         seed=args.data_seed,
         count=args.count,
-        species=species,
+        species=args.species,
         classes=len(loaded.class_names) or 12,
         **own_options(vars(args)),
     )
@@ -274,6 +298,11 @@ def _one_pass(activations: Tensor, images: Tensor, gradient: bool) -> None:
         torch.autograd.grad(activations.sum(), images)
     if activations.is_cuda:
         torch.cuda.synchronize(activations.device)
+
+
+def safe_lines(text: str) -> str:
+    """The text with everything but line ends escaped that a terminal would obey, or that cannot be encoded."""
+    return "\n".join(printable(line, len(line)) for line in text.split("\n"))
 
 
 def spell_duration(seconds: float) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from protomask.commands.common import add_trust, positive, size_option
 from protomask.conversion import convert
-from protomask.errors import DataError, expected
 from protomask.foreign import Stated
+from protomask.opening import read_text
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -75,10 +75,7 @@ def read_names(path: Path) -> tuple[str, ...]:
     Raises:
         DataError: it cannot be read.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise DataError(expected(str(path), "a text file", error)) from error
+    lines = read_text(path, "a text file with a class name per line").splitlines()
     return tuple(line.strip() for line in lines if line.strip())
 
 

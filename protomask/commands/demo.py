@@ -80,6 +80,9 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(expected("--model", "each model once", ", ".join(names)))
     device = choose_device(args.device)
     first, *others = [load_model(name, device) for name in names]
+    folders = [_folder_name(loaded.name) for loaded in (first, *others)]
+    if len(set(folders)) < len(folders):
+        raise InputError(expected("--model", "models of different names, which name their folders", ", ".join(folders)))
     shown = [_show(out, first, args)]
     shown += [_show(prepare_output(out / _folder_name(loaded.name)), loaded, args) for loaded in others]
     write_scores(out / "scores.json", {one.name: one.summaries for one in shown})

@@ -25,7 +25,7 @@ from protomask.commands.common import (
     size_option,
     spell_duration,
 )
-from protomask.commands.longrun import add_long_run_options, engine_of, run_job, terms_of, threads_of
+from protomask.commands.longrun import add_long_run_options, batch_of, engine_of, run_job, terms_of, threads_of
 from protomask.commands.publish import Kept, publish
 from protomask.data import Dataset, own_options
 from protomask.errors import InputError, expected
@@ -33,11 +33,13 @@ from protomask.evaluation import METHODS, Evaluation
 from protomask.jobs.drawing import drawn_pairs
 from protomask.jobs.evaluating import EvaluateJob, EvaluateTask, gather, plan_evaluate
 from protomask.jobs.folder import Folder
-from protomask.jobs.work import Engine, Terms
+from protomask.jobs.work import MOST_SAID, Engine, Terms
 from protomask.loading import Loaded, load_model
 from protomask.localisers import image_passes_of
 from protomask.locating import resolve_method
 from protomask.metrics import check_metrics, scoring_passes
+from protomask.model import device_of
+from protomask.pickles import printable
 from protomask.store import Plan, prepare_output
 from protomask.visualise.report import Picture
 
@@ -96,6 +98,7 @@ def run(args: argparse.Namespace) -> None:
     terms = terms_of(args)
     threads = threads_of(args.threads, out)
     loaded, dataset = open_data(args)
+    args.batch = batch_of(args.batch, args.memory, device_of(loaded.model).type, out)
     settle_batch(args, loaded)
     options: dict[str, Any] = {
         "pairs": args.pairs,
@@ -204,7 +207,7 @@ def evaluation_job(
         progress=terms.progress,
     )
     for reason in drawn.skipped:
-        tqdm.write(f"skipped: {reason}")
+        tqdm.write(f"skipped: {printable(reason, MOST_SAID)}")
     task = EvaluateTask(tuple(methods), seed, batch, metrics=metrics, threads=threads)
     return EvaluateJob(plan_evaluate(loaded, dataset, drawn, task), loaded, dataset, task)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -20,13 +21,14 @@ from protomask.commands.common import (
     spell_duration,
 )
 from protomask.commands.located import draw, write_tables
-from protomask.commands.longrun import add_long_run_options, engine_of, run_job, terms_of, threads_of
+from protomask.commands.longrun import add_long_run_options, batch_of, engine_of, run_job, terms_of, threads_of
 from protomask.data import list_images
 from protomask.errors import DataError, InputError, expected
 from protomask.jobs.folder import Folder
 from protomask.jobs.locating import LocateJob, LocateTask, plan_locate
 from protomask.loading import load_model
 from protomask.locating import resolve_method
+from protomask.model import device_of
 from protomask.store import Plan, prepare_output
 from protomask.targets import check_targets
 
@@ -96,6 +98,7 @@ def open_job(args: argparse.Namespace, threads: int) -> LocateJob:
     paths = _paths(args.images)
     loaded = load_model(args.model, choose_device(args.device), args.size, trust=args.trust)
     check_targets(args.targets, loaded.model, 1)
+    args.batch = batch_of(args.batch, args.memory, device_of(loaded.model).type, Path(args.out))
     settle_batch(args, loaded)
     task = LocateTask(args.targets, methods, args.seed, args.batch, args.region, threads)
     return LocateJob(plan_locate(loaded, paths, task), loaded, task)
@@ -129,14 +132,17 @@ def _value(text: str) -> object:
 
 
 def _paths(given: Sequence[str]) -> list[tuple[str, Path]]:
-    """(image_id, path): the id is relative to the folder that was named."""
+    """(image_id, path): the id is relative to the folder that was named; the path where that names two images."""
     paths = []
     for text in given:
         top = Path(text)
         for path in list_images(top):
             paths.append((path.relative_to(top).as_posix() if top.is_dir() else path.name, path))
-    names = [name for name, _ in paths]
-    return [(name if names.count(name) == 1 else path.as_posix(), path) for name, path in paths]
+    count = Counter(name for name, _ in paths)
+    named = [(name if count[name] == 1 else path.as_posix(), path) for name, path in paths]
+    if len({name for name, _ in named}) < len({path for _, path in named}):  # a path that is another image's name
+        return [(path.as_posix(), path) for _, path in named]
+    return named
 
 
 def _say_cost(args: argparse.Namespace, job: LocateJob, left: float) -> None:
@@ -152,10 +158,12 @@ def _say_cost(args: argparse.Namespace, job: LocateJob, left: float) -> None:
 
 def _finish(args: argparse.Namespace, job: LocateJob, folder: Folder) -> None:
     """The final files, and a line that says where they are."""
-    out, failed = folder.path, {failure.item for failure in folder.run.failures()}
+    out, failures = folder.path, folder.run.failures()
+    failed = {failure.item for failure in failures}
     images = write_tables(out, job.loaded, folder.run, args.method)
     if images == 0:
-        raise DataError(expected("IMAGE", "at least one readable image", f"none of {len(job.plan.items)}"))
+        came = f"none of {len(job.plan.items)}" + (f" (the first: {failures[0].reason})" if failures else "")
+        raise DataError(expected("IMAGE", "at least one readable image that the method can work on", came))
     draw(folder, job.loaded, args.method, args.panels, progress=args.progress)
     skipped = f", {len(failed)} images skipped" if failed else ""
     print(f"{images} images located{skipped}: {out / 'regions.json'}, {out / 'regions.csv'}, {out / 'panels'}")

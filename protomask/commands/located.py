@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,18 @@ def write_tables(out: Path, loaded: Loaded, run: Run, method: str) -> int:
                 shard = run.read(planned)
                 if planned.low == 0 and shard.found is not None:
                     located += len(set(shard.found.targets.images.tolist()))
-                yield shard.entries, shard.images
+                yield shard.entries, _placed(run, planned, shard)
 
     write_entries(out / "regions.json", pieces(), loaded.names())
     shards = (run.read(planned) for chunk in run.plan.chunks for planned in chunk[::-1] if run.stored(planned))
     write_table(out / "regions.csv", COLUMNS, (row for shard in shards for row in _rows(loaded, shard)))
     return located
+
+
+def _placed(run: Run, planned: ShardPlan, shard: Shard) -> list[ImageInfo]:
+    """A shard's images with the paths of this run: they may have been moved since the shard was computed."""
+    paths = {item["id"]: item["path"] for item in run.plan.items[planned.start : planned.stop]}
+    return [replace(info, file_name=paths[info.image_id]) for info in shard.images]
 
 
 def draw(folder: Folder, loaded: Loaded, method: str, images: int | None, *, progress: bool) -> None:
@@ -70,10 +77,11 @@ def _draw_chunk(folder: Folder, loaded: Loaded, chunk: list[ShardPlan], method: 
     if method not in found:
         return
     places = {item["id"]: index for index, item in enumerate(folder.run.plan.items[chunk[0].start : chunk[0].stop])}
-    for index, info in enumerate(shards[method].images):
+    # Where one method failed on an image, its rows are of other pairs.
+    same = {name: record for name, record in found.items() if list(record.targets) == list(found[method].targets)}
+    for index, info in enumerate(_placed(folder.run, chunk[0], shards[method])):
         if chunk[0].start + places[info.image_id] < wanted:
             sample = make_sample(info.image_id, read_image(info.file_name), 0, loaded.size)
-            same = {name: record for name, record in found.items() if len(record) == len(found[method])}
             _draw(loaded, sample, index, same, folder.path)
 
 

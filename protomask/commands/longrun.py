@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -72,12 +73,40 @@ def threads_of(asked: int | None, out: Path) -> int:
     """As asked, else as the run in the folder began, else torch's own."""
     if asked is not None:
         return asked
-    if plan_path(out).is_file():
-        try:
-            return int(read_plan(out).settings["threads"])
-        except (DataError, KeyError, TypeError, ValueError):
-            pass
-    return torch.get_num_threads()
+    return _count(_begun(out), "threads") or torch.get_num_threads()
+
+
+def batch_of(asked: int | str, memory: int | None, device: str, out: Path) -> int | str:
+    """``--batch`` as asked; on a GPU ``auto`` is what the run in the folder began with on one.
+
+    What fits differs from day to day with who else is on the GPU, and with another batch nothing stored would be ours.
+
+    Args:
+        asked: a number or ``"auto"``.
+        memory: bytes that a pass may take, which decides where it is given.
+        device: ``"cpu"`` or ``"cuda"``.
+        out: the output folder.
+    """
+    begun = _begun(out)
+    if asked != "auto" or memory is not None or device != "cuda" or begun.get("device") != device:
+        return asked
+    return _count(begun, "batch") or asked
+
+
+def _begun(out: Path) -> Mapping[str, Any]:
+    """The settings of the run in a folder; none where there is no run."""
+    if not plan_path(out).is_file():
+        return {}
+    try:
+        return read_plan(out).settings
+    except DataError:
+        return {}
+
+
+def _count(settings: Mapping[str, Any], name: str) -> int | None:
+    """A setting, if it is an integer of at least 1."""
+    value = settings.get(name)
+    return value if isinstance(value, int) and value >= 1 else None
 
 
 def run_job(

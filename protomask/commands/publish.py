@@ -25,7 +25,7 @@ from protomask.evaluation import CONTROLS, Evaluation
 from protomask.files import write_bytes, write_text
 from protomask.loading import Loaded
 from protomask.localisers import LOCALISERS
-from protomask.metrics import METRICS, Summary
+from protomask.metrics import METRICS, Summary, flattering
 from protomask.model import device_of
 from protomask.pairs import Pair
 from protomask.reporting.kept import Kept
@@ -73,7 +73,7 @@ def publish(
     write_scores(out / "scores.json", {loaded.name: summaries})
     write_csv(out / "pairs.csv", pairs, result.values)
     write_parquet(out / "pairs.parquet", pairs, result.values)
-    write_text(out / "scores.tex", _latex(summaries))
+    write_text(out / "scores.tex", _latex(summaries, result))
     kept.finish(out, result.pairs.pairs, loaded.names())
     pictures = [*_put_pictures(out, extra), *draw_panels(out, loaded, result, kept)[:PANELS_SHOWN]]
     write_json(out / "run.json", run_record(loaded, dataset, result, kept, seed, counts, pictures), indent=1)
@@ -110,7 +110,7 @@ def amend(folder: Path, *, pictures: Sequence[Picture] = (), beside: Sequence[st
     """
     about = read_json(folder / "run.json")
     kept = about["pictures"]
-    put = _put_pictures(folder, pictures, len(list((folder / "pictures").glob("*.png"))))
+    put = _put_pictures(folder, pictures, sum(str(entry["file"]).startswith("pictures/") for entry in kept))
     about = {**about, "pictures": [*put, *kept], "beside": [*about.get("beside", ()), *beside]}
     write_json(folder / "run.json", about, indent=1)
     report_from(folder)
@@ -177,6 +177,10 @@ def draw_panels(out: Path, loaded: Loaded, result: Evaluation, kept: Kept) -> li
         write_bytes(out / file, png_bytes(figure, dpi=110))
         alt = f"{loaded.model.describe(pair.prototype)} on {sample.image_id} under {len(found)} methods"
         entries.append(_entry(file, "Regions, boxes and peaks", alt, f"{sample.image_id}, pair {k}."))
+    drawn = {Path(entry["file"]).name for entry in entries}
+    for path in (out / "panels").glob("[0-9]*.png"):
+        if path.stem.isdigit() and path.name not in drawn:  # of an earlier run
+            path.unlink()
     return entries
 
 
@@ -236,11 +240,16 @@ def _plain(value: object) -> Any:
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else str(value)
 
 
-def _latex(summaries: Mapping[str, Mapping[str, Summary]]) -> str:
+def _latex(summaries: Mapping[str, Mapping[str, Summary]], result: Evaluation) -> str:
     defined = {m for values in summaries.values() for m, s in values.items() if s.n}
     tables: dict[str, list[str]] = {}
     for name, metric in METRICS.items():
         if name in defined:
             tables.setdefault(TITLES.get(metric.family, metric.family.capitalize()), []).append(name)
     controls = [m for m in summaries if m in CONTROLS]
-    return latex(summaries, tables, DIRECTIONS, controls)
+    marked = {
+        (method, metric)
+        for method, fill in result.fills.items()
+        for metric in flattering(fill, summaries.get(method, ()), result.scoring_fill)
+    }
+    return latex(summaries, tables, DIRECTIONS, controls, marked)

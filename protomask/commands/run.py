@@ -7,11 +7,10 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from protomask.commands.common import positive
+from protomask.commands.common import add_plugin, positive, seed_option
 from protomask.commands.locate import parse_settings
 from protomask.commands.script import loading, run_script, without_cuda
 from protomask.errors import InputError, expected
-from protomask.localisers import LOCALISERS
 from protomask.locating import resolve_method
 from protomask.model import families
 from protomask.patching import Patch, to_stderr
@@ -36,13 +35,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--device", choices=("cpu",), help="cpu: whatever the script sends to CUDA stays on the CPU")
     parser.add_argument("--trust", action="store_true",
                         help="let the script's torch.load unpickle whole modules, which runs their code")  # fmt: skip
-    parser.add_argument("--method", default="mdm", choices=tuple(LOCALISERS), metavar="METHOD",
+    parser.add_argument("--method", default="mdm", metavar="METHOD",
                         help="see `protomask methods` (default: %(default)s)")  # fmt: skip
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
                         help="a setting of the method, such as steps=50; may be repeated")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything drawn (default: %(default)s)")
+    parser.add_argument("--seed", type=seed_option, default=0, metavar="N",
+                        help="of everything drawn (default: %(default)s)")  # fmt: skip
     parser.add_argument("--batch", type=positive, default=32, metavar="N",
                         help="images in one network pass (default: %(default)s)")  # fmt: skip
+    add_plugin(parser)
     parser.add_argument("script", nargs=argparse.REMAINDER, metavar="SCRIPT", help="the script and its arguments")
     parser.set_defaults(run=run)
 

@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Iterator
 
-from protomask.commands.common import spell_duration
+from protomask.commands.common import safe_lines, spell_duration
 from protomask.jobs.status import Status, status_of
 
 _SHOWN = ("targets", "region", "seed", "batch", "threads", "fill", "metrics", "device")
@@ -30,7 +30,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(args: argparse.Namespace) -> None:
     """Print the status."""
     status = status_of(args.folder)
-    print(json.dumps(status.as_json(), indent=1) if args.json else "\n".join(_lines(status)))
+    print(json.dumps(status.as_json(), indent=1) if args.json else "\n".join(map(safe_lines, _lines(status))))
 
 
 def _lines(status: Status) -> Iterator[str]:

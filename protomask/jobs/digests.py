@@ -8,9 +8,12 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Mapping
-from functools import lru_cache
-from importlib.metadata import version
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from functools import lru_cache, partial
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +24,10 @@ from protomask.data.sample import Sample
 from protomask.errors import DataError, expected
 from protomask.localisers.base import settings_of
 from protomask.locating import resolve_method
-from protomask.model import Contract
+from protomask.model import FAMILIES, Contract
+from protomask.opening import is_file, is_folder
 
-_NUMBERS_DEPEND_ON = ("torch", "torchvision", "numpy", "opencv-python", "pillow")
+_NUMBERS_DEPEND_ON = ("torch", "torchvision", "numpy", "opencv-python", "pillow", "pycocotools", "captum", "zennit")
 _OURS = "protomask"
 # Only what other files do to numbers matters; these only draw, ask and schedule.
 _NO_NUMBERS = (
@@ -68,23 +72,33 @@ def digest_sample(sample: Sample) -> str:
 
 
 def digest_model(model: Contract) -> str:
-    """Of a model: its tensors, its plain attributes, what the contract says of it, and its classes' code."""
-    source = model.source
+    """Of a model: its tensors, its plain attributes, what the contract says of it, and its classes' code.
+
+    A model that is no ``nn.Module`` may hold some, named ``module`` or otherwise: their tensors count all the same.
+    """
+    source: object = model.source
     said = (model.num_prototypes, model.input_shape, model.mean, model.std, model.activation_range)
     parts: list[object] = [said, model.class_weights(), code_of(type(source))]
-    if model.module is None:
-        parts.append(_state(vars(source) if hasattr(source, "__dict__") else {}))
-    else:
-        for name, module in model.module.named_modules():
-            parts.append((name, code_of(type(module)), _state(_own(module))))
+    if model.module is not None:
+        parts.extend(_layers(model.module))
+    if source is not model.module:
+        own = {k: v for k, v in vars(source).items() if v is not model.module} if hasattr(source, "__dict__") else {}
+        # Beside a module, what begins with an underscore is an adapter's working memory.
+        parts.append({k: v for k, v in own.items() if model.module is None or not k.startswith("_")})
     return digest(*parts)
+
+
+def _layers(module: nn.Module) -> Iterator[tuple[str, str, dict[str, object]]]:
+    """(name, code, own state) of a module and all within."""
+    return ((name, code_of(type(layer)), _own(layer)) for name, layer in module.named_modules())
 
 
 def digest_method(name: str, given: Mapping[str, object]) -> dict[str, object]:
     """What a method's results depend on: all its settings, the files that they name, and its code."""
     localiser, _ = resolve_method(name, dict(given))
     settings = settings_of(localiser)
-    files = {text: _tree(Path(text)) for text in settings.values() if isinstance(text, str) and Path(text).exists()}
+    texts = [text for text in settings.values() if isinstance(text, str)]
+    files = {text: _tree(Path(text)) for text in texts if is_file(text) or is_folder(text)}
     return {
         "settings": json.loads(json.dumps(settings, default=_plain)),
         "files": files,
@@ -100,8 +114,11 @@ def _tree(path: Path) -> str:
 def code_of(what: Callable[..., object]) -> str:
     """Of a class or function: its name and, where it is neither ours nor a library's, the file that it is written in.
 
-    Ours goes by :func:`versions`, libraries by their own.
+    Ours goes by :func:`versions`, libraries by their own. A decorated function goes by the file of the function itself.
     """
+    if isinstance(what, partial):
+        return f"{code_of(what.func)} {digest(what.args, what.keywords)}"
+    what = inspect.unwrap(what)
     module = getattr(what, "__module__", "") or ""
     name = f"{module}.{getattr(what, '__qualname__', type(what).__qualname__)}"
     if module.split(".")[0] in ("builtins", "torch", "torchvision", _OURS):
@@ -114,11 +131,23 @@ def code_of(what: Callable[..., object]) -> str:
 
 @lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
-    """Versions of what numbers depend on, our own with a digest of its code."""
-    ours = Path(__file__).parents[1]
-    files = sorted(p for p in ours.rglob("*.py") if p.relative_to(ours).parts[0] not in _NO_NUMBERS)
-    code = digest([(p.relative_to(ours).as_posix(), digest_file(p)) for p in files])
-    return {_OURS: f"{version(_OURS)}+{code[:12]}", **{name: version(name) for name in _NUMBERS_DEPEND_ON}}
+    """Versions of what numbers depend on; our own and those of the installed families with a digest of their code."""
+    found = {_OURS: f"{version(_OURS)}+{_code(Path(__file__).parents[1], _NO_NUMBERS)}"}
+    for name in sorted({point.value.partition(":")[0].partition(".")[0] for point in entry_points(group=FAMILIES)}):
+        spec = find_spec(name)
+        for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+            found[name] = _code(Path(folder))
+    for name in _NUMBERS_DEPEND_ON:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # an optional one
+            continue
+    return found
+
+
+def _code(folder: Path, without: tuple[str, ...] = ()) -> str:
+    files = sorted(p for p in folder.rglob("*.py") if p.relative_to(folder).parts[0] not in without)
+    return digest([(p.relative_to(folder).as_posix(), digest_file(p)) for p in files])[:12]
 
 
 @lru_cache(maxsize=256)
@@ -134,10 +163,6 @@ def _own(module: nn.Module) -> dict[str, object]:
         **dict(module.named_buffers(recurse=False)),
     }
     return {**plain, **tensors}
-
-
-def _state(attributes: Mapping[str, object]) -> dict[str, object]:
-    return {name: value for name, value in sorted(attributes.items()) if not isinstance(value, nn.Module)}
 
 
 def _canonical(value: object) -> object:
@@ -162,8 +187,14 @@ def _plain(value: object) -> object:
         return value.item()
     if isinstance(value, (Path, torch.device, torch.dtype, torch.Size)):
         return str(value)
+    if isinstance(value, Enum):
+        return f"{type(value).__module__}.{value!s}"
     if isinstance(value, (set, frozenset)):
         return sorted(map(str, value))
+    if isinstance(value, nn.Module):  # outside the tree of modules: in a list, or in a model that is none itself
+        return ["module", code_of(type(value)), _canonical(value.state_dict())]
+    if is_dataclass(value) and not isinstance(value, type):
+        return [code_of(type(value)), *((f.name, _canonical(getattr(value, f.name, None))) for f in fields(value))]
     if callable(value):
         return code_of(value)
     return f"{type(value).__module__}.{type(value).__qualname__}"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from protomask.data.sample import Dataset, Sample
-from protomask.errors import DataError
+from protomask.errors import DataError, expected
 from protomask.evaluation import Evaluation, Seen, chunk_size, locate_and_score
 from protomask.fills import SCORING_FILL
 from protomask.jobs.apart import all_or_each
@@ -193,7 +193,9 @@ def gather(run: Run, dataset: Dataset, seen: Seen | None = None) -> Evaluation:
             seen(pairs, samples, found, truth_of(samples, pairs, plan.settings["kind"]))
         kept.extend(pairs)
     if not kept:
-        raise DataError("pairs: expected at least one that could be scored, got none")
+        failures = run.failures()
+        came = "none" + (f" (the first that failed: {failures[0].reason})" if failures else "")
+        raise DataError(expected("pairs", "at least one that every method could work on", came))
     drawn = PairSet(tuple(kept), plan.about["drawn"], plan.about["qualified"], plan.settings["kind"])
     joined = {
         method: {name: np.concatenate(columns[name]) for name in METRICS if name in columns}

@@ -71,15 +71,12 @@ class Folder:
         with locked(self.path, "plan"):
             others = [w for w in workers(self.path) if w.alive]
             self._refuse_other_plans(others)
-            if not others:
-                self._tidy()
-            if _stored_digest(self.path) != self.me.plan:
-                for marker in (self._shards / _PICTURES).glob("*"):
-                    marker.unlink(missing_ok=True)  # the pictures in the folder are another plan's
-                write_plan(self.path, self.plan)
             self._lock = FileLock(self._shards / _WORKERS / f"{self.me.name}.lock")
             with contextlib.suppress(OSError, NotImplementedError):
                 self._lock.acquire(timeout=0)
+            if self._lock.is_locked and not others:  # without locks, who knows who is at work
+                self._tidy()
+            self._put_plan()
             self._tell()
         return self
 
@@ -87,7 +84,8 @@ class Folder:
         self._tell()
         if self._lock is not None:
             self._lock.release()
-            Path(self._lock.lock_file).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what ended the run is what is to be told
+                Path(self._lock.lock_file).unlink(missing_ok=True)
 
     def write(self, shard: ShardPlan, content: bytes, seconds: float) -> None:
         """Store a shard's file and tell of the time it took; ResourceError where it cannot be written."""
@@ -131,15 +129,30 @@ class Folder:
                 came = f"process {worker.pid} on {worker.host}, at work there with other settings"
                 raise ResourceError(expected(f"output folder {self.path}", "one that no other run writes to", came))
 
+    def _put_plan(self) -> None:
+        """Write the plan, unless it is there; with another one, or with the pictures, go the marks that they exist."""
+        stored = _stored_plan(self.path)
+        if stored is None or plan_digest(stored) != self.me.plan or not (self.path / "panels").is_dir():
+            for marker in (self._shards / _PICTURES).glob("*"):
+                _remove(marker)
+        # Shards do not depend on where the images lie, but who reads the plan looks for them there.
+        if stored is None or _whole_digest(stored) != _whole_digest(self.plan):
+            write_plan(self.path, self.plan)
+
     def _tidy(self) -> None:
-        """Remove what killed processes left: half-written files, locks, and all but the last worker's account."""
+        """Remove what killed processes left: half-written files, locks, and all but the last worker's account.
+
+        What cannot be removed stays: it does no harm.
+        """
         for name in ("", *_WRITTEN_TO):
             remove_leftovers(self.path / name)
         for lock in (*self._shards.glob("*.lock"), *(self._shards / _WORKERS).glob("*.lock")):
-            if lock.name != "plan.lock":
-                lock.unlink(missing_ok=True)
+            if lock.name not in ("plan.lock", f"{self.me.name}.lock"):
+                with contextlib.suppress(OSError):
+                    lock.unlink(missing_ok=True)
         for worker in sorted(workers(self.path), key=lambda w: w.started)[:-1]:
-            (self._shards / _WORKERS / f"{worker.name}.json").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (self._shards / _WORKERS / f"{worker.name}.json").unlink(missing_ok=True)
 
     def _tell(self) -> None:
         # An account only: a full disk stops the run where a result is written.
@@ -177,7 +190,8 @@ def workers(path: str | Path) -> list[Worker]:
             told = Worker(**json.loads(file.read_text(encoding="utf-8")))
         except (OSError, TypeError, ValueError):
             continue
-        found.append(replace(told, alive=_held(file.with_suffix(".lock"))))
+        # The name of the file, since what is read must not lead out of the folder.
+        found.append(replace(told, name=file.stem, alive=_held(file.with_suffix(".lock"))))
     return found
 
 
@@ -186,13 +200,17 @@ def plan_digest(plan: Plan) -> str:
     return digest(plan.kind, dict(plan.settings), [s.key for s in plan.shards])
 
 
-def _stored_digest(path: Path) -> str:
+def _whole_digest(plan: Plan) -> str:
+    return digest(plan_digest(plan), list(plan.items), dict(plan.about))
+
+
+def _stored_plan(path: Path) -> Plan | None:
     if not plan_path(path).is_file():
-        return ""
+        return None
     try:
-        return plan_digest(read_plan(path))
+        return read_plan(path)
     except DataError:
-        return ""
+        return None
 
 
 def _held(path: Path) -> bool:
@@ -207,6 +225,13 @@ def _held(path: Path) -> bool:
         return False
     lock.release()
     return False
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ResourceError(expected(str(path), "a file that can be removed", error)) from error
 
 
 def _made(folder: Path) -> Path:

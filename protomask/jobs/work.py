@@ -12,9 +12,11 @@ from tqdm import tqdm
 from protomask.errors import DataError, InputError, ResourceError, expected
 from protomask.jobs.folder import Folder
 from protomask.jobs.threads import threads
+from protomask.pickles import printable
 from protomask.store.plans import Plan, ShardPlan
 from protomask.store.shards import Failure, Shard, read_failures, shard_bytes
 
+MOST_SAID = 2000  # characters of a reason on the terminal
 _WAIT = 0.5  # seconds between looks at a shard that another process holds
 
 
@@ -98,7 +100,7 @@ class _Progress:
                 self.told.add(failure)
                 if self.terms.strict:
                     raise DataError(failure.reason)
-                tqdm.write(f"skipped: {failure.reason}")
+                tqdm.write(f"skipped: {printable(failure.reason, MOST_SAID)}")
 
 
 def work(job: Job, folder: Folder, terms: Terms, engine: Engine | None = None) -> None:

@@ -12,6 +12,7 @@ from protomask.metrics.catalogue import (
     Metric,
     check_metrics,
     fill_of,
+    flattering,
     scoring_passes,
 )
 from protomask.metrics.causal import CausalParts, causal_parts, part_drops
@@ -75,6 +76,7 @@ __all__ = [
     "faithfulness_scores",
     "fill_of",
     "filled_activations",
+    "flattering",
     "holm",
     "impute",
     "increase",

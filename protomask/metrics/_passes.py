@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from protomask.checks import check_count, check_tensor
+from protomask.draws import content_of, generator_of
 from protomask.model import Contract, check_images, device_of, untouched
 from protomask.records import Targets
 
@@ -60,5 +60,4 @@ def check_pairs(model: Contract, images: Tensor, targets: Targets, maps: Tensor,
 
 def pair_generator(image: Tensor, prototype: int, seed: int, purpose: str) -> torch.Generator:
     """A generator seeded by an image's content, its prototype and the seed: the pair draws alike in any company."""
-    content = zlib.crc32(image.detach().cpu().contiguous().numpy().tobytes())
-    return torch.Generator().manual_seed(zlib.crc32(f"{purpose}/{seed}/{content}/{prototype}".encode()))
+    return generator_of(purpose, seed, content_of(image), prototype)

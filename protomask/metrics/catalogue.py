@@ -58,6 +58,7 @@ COST: dict[str, tuple[float, float]] = {
     **{f"perturbed-{kind}": (1, 0) for kind in ("blur", "recolour", "noise")},
     "seen-through": (1, 0),
     "attack": (4, 20),
+    "own-maps": (2, 0),
 }
 """work -> (forward passes, forward + input-gradient passes) per pair. ``filled`` is one per image, so at most this."""
 
@@ -142,9 +143,9 @@ _ALL = (
     _annotation("ior", "Mean of the map inside the annotation minus outside, over its maximum.", "region"),
     _annotation("pixel-auc", "How often an annotated pixel ranks above one that is not.", "region"),
     _annotation("pixel-ap", "Average precision of the map as a ranking of pixels.", "region"),
-    _annotation("dice", "Dice of the pixels above the map's half maximum with the annotation.", "part-region"),
-    _annotation("ppv", "Share of the pixels above the map's half maximum inside the annotation.", "part-region"),
-    _annotation("sensitivity", "Share of the annotation above the map's half maximum.", "part-region"),
+    _annotation("dice", "Dice of the pixels above half of the map's range with the annotation.", "part-region"),
+    _annotation("ppv", "Share of the pixels above half of the map's range inside the annotation.", "part-region"),
+    _annotation("sensitivity", "Share of the annotation above half of the map's range.", "part-region"),
     _causal(
         "average-drop", "Relative activation lost of the image seen through its map.", "seen-through", higher=False
     ),
@@ -164,7 +165,7 @@ _ALL = (
         "maps",
         higher=False,
         scope="pair",
-        work=("attack",),
+        work=("attack", "own-maps"),
     ),
     _robust(
         "prc",
@@ -207,7 +208,8 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
 """name -> :class:`Metric`, in the order of the tables."""
 
 DEFAULT_METRICS: tuple[str, ...] = tuple(metric.name for metric in _ALL if metric.default)
-"""What is computed unasked: every annotation metric, the causal ones under the protocol's fill, and average drop."""
+"""What is computed unasked: every annotation metric, and the causal ones under the protocol's fill that do not disturb
+the region in other ways."""
 
 PAIR_METRICS: tuple[str, ...] = tuple(metric.name for metric in _ALL if metric.scope == "pair")
 """What :func:`protomask.scoring.score_chunk` can compute."""
@@ -235,9 +237,30 @@ def scoring_passes(names: Iterable[str] | None = None) -> tuple[float, float]:
 def fill_of(name: str, own: str = "mean") -> str | None:
     """The scoring fill of a metric: that of its name, ``own`` where it names none, None where it needs no fill.
 
-    A method that optimised with a metric's fill is flattered by that metric, and is marked.
+    ``local-perturbation-blur``, and the mean that it is part of, put the fill ``blur`` in place of the region.
+
+    Args:
+        name: of a metric.
+        own: the fill of the causal metrics whose name has no ``@``.
+
+    Raises:
+        InputError: an unknown metric.
     """
     metric = METRICS[check_choice("metric", name, tuple(METRICS))]
+    if "perturbed-blur" in metric.work:
+        return "blur"
     if "seen-through" not in metric.work and not any("@" in work for work in metric.work):
         return None
     return name.partition("@")[2] or own
+
+
+def flattering(trained: str, names: Iterable[str], own: str = "mean") -> tuple[str, ...]:
+    """The metrics that flatter a method, since they score it with a fill that it optimised or perturbed with.
+
+    Args:
+        trained: the method's fills as :class:`protomask.Localisation` names them, joined by ``+``; empty for none.
+        names: of metrics; those that are not in the catalogue are passed over.
+        own: as for :func:`fill_of`.
+    """
+    fills = set(trained.split("+")) - {""}
+    return tuple(name for name in names if name in METRICS and fill_of(name, own) in fills)

@@ -11,7 +11,6 @@ J images of C x H x W.
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from protomask.checks import check_number, check_tensor
+from protomask.draws import content_of, generator_of
 from protomask.errors import InputError, expected
 
 NOISE = 0.01
@@ -83,8 +83,7 @@ def impute(images: Tensor, removed: Tensor, *, tolerance: float = TOLERANCE) -> 
 
 
 def _noise(image: Tensor, seed: int) -> Tensor:
-    content = zlib.crc32(image.detach().cpu().contiguous().numpy().tobytes())
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{content}".encode()))
+    generator = generator_of(seed, content_of(image))
     return torch.randn(image.shape, generator=generator, dtype=torch.float64).to(image)
 
 

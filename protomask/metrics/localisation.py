@@ -4,7 +4,8 @@ N maps of H x W pixels, one score each (float64). Every function is pure, and a 
 Three rules hold throughout:
 
 - Where a row's annotation is missing (a region that is all False, a NaN box or point) the score is NaN.
-- A constant map says nothing (:func:`protomask.region.is_constant`) and scores 0, never a hit, whatever the annotation.
+- A constant map says nothing (:func:`protomask.region.is_constant`: a range of at most 1e-6, since maps are in [0, 1];
+  scale raw gradients first) and scores 0, never a hit, whatever the annotation.
 - Pixels are ranked by :func:`protomask.region.rank`: by the map, ties by a blurred copy, then by a seeded shuffle. A
   caller who needs several scores ranks once and hands the result in as ``order``.
 
@@ -69,8 +70,8 @@ def energy_floor(maps: Tensor, regions: Tensor) -> Tensor:
     """:func:`energy` of max(map - q, 0), q the map's own 80th percentile (linear interpolation, as numpy's).
 
     Source: ours; it forgives the floor that normalising, or blurring, puts under a map. Range [0, 1]; higher is better.
-    NaN where the region is empty; 0 where nothing exceeds q (a plateau of more than 20 % at the top). Pitfall: beyond
-    20 % of the image it forgives everything, so read it beside ``energy``.
+    NaN where the region is empty; 0 where nothing exceeds q (a plateau of more than 20 % at the top). Pitfalls: outside
+    the highest 20 % it forgives everything, so read it beside ``energy``; a flat map of a large object scores 0.
 
     Args:
         maps: [N, H, W].

@@ -22,6 +22,7 @@ the small reference models.)
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,7 @@ from protomask.model import Contract, device_of, untouched
 from protomask.records import Targets
 from protomask.region import boxes_of, is_constant, top_pixels
 
+MISALIGNMENT = ("plc", "prc", "pac")
 MODES = ("descent", "published")
 SPARED_SHARE = 0.1
 MARGIN = 10 / 224
@@ -72,7 +74,8 @@ def pac(after: Tensor) -> Tensor:
     """Prototype activation change: 1 - r(attacked), the relative activation lost to changes outside the region.
 
     Range [0, 1], above 1 where the activation falls below its floor; 0 where the attack finds nothing (the image itself
-    is always among the candidates); lower is better. NaN where there was nothing to explain. Pitfalls: published in per
+    is always among the candidates, but under ``mode="published"``, where noise can raise the activation and the change
+    be negative); lower is better. NaN where there was nothing to explain. Pitfalls: published in per
     cent of the raw activation, which has no meaning where a model's floor is not 0; a larger region is attacked less,
     so regions have one area (:func:`spared_pixels`); a network that is robust scores well whatever its maps.
 
@@ -217,8 +220,9 @@ def misalignment_scores(
     attack: Attack | None = None,
     batch: int = 32,
     progress: Progress | None = None,
+    names: Collection[str] = MISALIGNMENT,
 ) -> dict[str, Tensor]:
-    """``plc``, ``prc`` and ``pac`` of N maps.
+    """``plc``, ``prc`` and ``pac`` of N maps, from one attack.
 
     PLC follows the model's own map of the prototype (its similarity map, else its occurrence map, bilinear), NaN where
     it has neither. PRC's other classes are those that a prototype's largest weight does not speak for; where the model
@@ -235,12 +239,15 @@ def misalignment_scores(
         attack: its strength.
         batch: images in one network pass.
         progress: told of passes made.
+        names: which of :data:`MISALIGNMENT`; the model's own maps, two passes more, are made for ``plc`` only.
 
     Returns:
-        [N] float64 each, NaN where ``before`` is at or below the floor.
+        Those named, [N] float64 each, NaN where ``before`` is at or below the floor.
     """
     check_pairs(model, images, targets, maps, before)
-    scores = {name: torch.full((len(targets),), torch.nan, dtype=torch.float64) for name in ("plc", "prc", "pac")}
+    for name in names:
+        check_choice("names", name, MISALIGNMENT)
+    scores = {name: torch.full((len(targets),), torch.nan, dtype=torch.float64) for name in MISALIGNMENT}
     attack = attack or Attack()
     spare = spared_boxes if attack.mode == "published" else spared_pixels
     spared = spare(maps, order=order).cpu()
@@ -252,12 +259,12 @@ def misalignment_scores(
         whole = images[targets.images.cpu()[rows].to(images.device)].to(device_of(model))
         mine = targets.prototypes.cpu()[rows]
         changed, lowest = _attack(model, whole, mine, spared[rows], attack, batch, progress)
-        old, new = _looked_at(model, whole, mine, progress), _looked_at(model, changed, mine, progress)
+        old, new = (_looked_at(model, shown, mine, "plc" in names, progress) for shown in (whole, changed))
         scores["pac"][rows] = pac(relative_activation(lowest, before.cpu()[rows], floors[rows]))
         scores["prc"][rows] = prc(old[0], new[0], mine, others[rows])
         if old[1] is not None and new[1] is not None:
             scores["plc"][rows] = plc(old[1], new[1])
-    return scores
+    return {name: scores[name] for name in MISALIGNMENT if name in names}
 
 
 def _attack(
@@ -343,15 +350,15 @@ def _others(model: Contract, prototypes: Tensor) -> Tensor:
 
 
 def _looked_at(
-    model: Contract, images: Tensor, prototypes: Tensor, progress: Progress | None
+    model: Contract, images: Tensor, prototypes: Tensor, located: bool, progress: Progress | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Activations [n, P] on the CPU, and the model's own maps [n, H, W] of the prototypes, if it has any."""
+    """Activations [n, P] on the CPU, and where ``located`` the model's own maps [n, H, W], if it has any."""
     with torch.no_grad(), untouched(model.module):
         activations = model.activations(images).double().cpu()
-        maps = model.similarity_maps(images)
-        maps = model.occurrence_maps(images) if maps is None else maps
+        maps = model.similarity_maps(images) if located else None
+        maps = model.occurrence_maps(images) if located and maps is None else maps
         if progress is not None:
-            progress(len(images))
+            progress(len(images) * (1 + (maps is not None)))
         if maps is None:
             return activations, None
         rows = torch.arange(len(images), device=maps.device)

@@ -4,8 +4,8 @@ Like :mod:`protomask.metrics.localisation`: N maps of H x W pixels, one score ea
 that row alone; NaN where nothing is annotated; a constant map scores 0.
 
 Three cuts, since no one of them is fair to every method: the highest 5 % of the pixels
-(:func:`activation_precision`), as many pixels as are annotated (:func:`relevance`), and the map's own half maximum
-(:func:`dice`, :func:`ppv`, :func:`sensitivity`), whose area is what the map claims.
+(:func:`activation_precision`), as many pixels as are annotated (:func:`relevance`), and the middle of the map's own
+range (:func:`dice`, :func:`ppv`, :func:`sensitivity`), whose area is what the map claims.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def dice(maps: Tensor, regions: Tensor) -> Tensor:
 
     Source: Dice 1945; the MDM authors score their masks by it. Range [0, 1]; higher is better; equals 2 IoU / (1 + IoU)
     of the same region. NaN where the region is empty. Pitfall: half of the
-    maximum is a convention for maps that are no masks; their area is not their claim, so compare them on
+    range is a convention for maps that are no masks; their area is not their claim, so compare them on
     ``iou-best`` as well.
 
     Args:

@@ -122,20 +122,29 @@ def purity(hits: Tensor, visible: Tensor, prototypes: Tensor, wanted: Tensor, *,
     return shares.nan_to_num(-1).amax(1).masked_fill(shares.isnan().all(1), torch.nan)
 
 
-def stability(hits: Tensor, noisy: Tensor, prototypes: Tensor, wanted: Tensor, *, mode: str = "fixed") -> Tensor:
+def stability(
+    hits: Tensor,
+    noisy: Tensor,
+    prototypes: Tensor,
+    wanted: Tensor,
+    *,
+    visible: Tensor | None = None,
+    mode: str = "fixed",
+) -> Tensor:
     """The share of images whose region holds the same parts with noise on the image as without.
 
     Noise of standard deviation .2, clipped at .25, in model-ready units, as published, but seeded. Range [0, 1]; higher
-    is better. NaN where the prototype has no image. Pitfalls: unseeded noise makes the published number differ from run
-    to run; a region that holds no part is stable there (not here); a map that ignores the image is perfectly stable:
-    show the ``centre`` control.
+    is better. NaN where the prototype has no image (none that shows a part, where ``visible`` is given). Pitfalls:
+    unseeded noise makes the published number differ from run to run; a region that holds no part is stable there (not
+    here); a map that ignores the image is perfectly stable: show the ``centre`` control.
 
     Args:
         hits: [N, K] bool, without noise.
         noisy: [N, K] bool, with.
         prototypes: [N] int64.
         wanted: [P'] int64, the prototypes to score.
-        mode: ``"fixed"`` or ``"published"``: two empty vectors are stable.
+        visible: [N, K] bool; images that show no part at all cannot say, and are left out. None: all count.
+        mode: ``"fixed"`` or ``"published"``: two empty vectors are stable, and no image is left out.
 
     Returns:
         [P'] float64.
@@ -143,9 +152,12 @@ def stability(hits: Tensor, noisy: Tensor, prototypes: Tensor, wanted: Tensor, *
     check_choice("mode", mode, MODES)
     _check_rows(hits, noisy)
     same = (hits == noisy).all(1)
+    members = _members(prototypes, wanted, len(hits))
     if mode == "fixed":
         same = same & hits.any(1)
-    members = _members(prototypes, wanted, len(hits))
+        if visible is not None:
+            _check_rows(hits, visible)
+            members = members & visible.any(1)
     return (members.double() @ same.double()) / members.sum(1)
 
 

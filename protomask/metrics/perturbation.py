@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from protomask.checks import check_choice, check_number
+from protomask.errors import InputError, expected
 from protomask.fills import fill_images
 from protomask.metrics._passes import Progress, activations_of, check_pairs, pair_generator
 from protomask.metrics._ranking import first_pixels, order_of, top_count
@@ -41,8 +42,8 @@ def local_perturbation(
     """1 - r where the highest 5 % of the pixels are perturbed: the relative activation that goes with them.
 
     Source: CaBRNet's local perturbation analysis (Xu-Darme et al. 2023). ``local-perturbation`` is the mean over the
-    three kinds, each of which is given as well. Range: at most 1 where r is not negative, 0 where the prototype does
-    not mind, negative where the activation rose; higher is better. NaN where ``before`` is at or below the floor.
+    kinds asked for, each of which is given as well. Range: at most 1 where r is not negative, 0 where the prototype
+    does not mind, negative where the activation rose; higher is better. NaN where ``before`` is at or below the floor.
 
     Published defect: CaBRNet reads the similarity at the cell that was the highest *before*, so it sees a drop where
     the best match has only moved on; ours pools again, as the model does. Its region is the map as a soft mask, so
@@ -68,9 +69,14 @@ def local_perturbation(
 
     Returns:
         ``local-perturbation-KIND`` for each kind, and their mean ``local-perturbation``: [N] float64 each.
+
+    Raises:
+        InputError: no kind, or an unknown one; maps and images of different sizes.
     """
     check_pairs(model, images, targets, maps, before)
     check_number("noise", noise, 0)
+    if not kinds:
+        raise InputError(expected("kinds", "at least one of " + ", ".join(PERTURBATIONS), "none"))
     for kind in kinds:
         check_choice("kinds", kind, PERTURBATIONS)
     size = (images.shape[-2], images.shape[-1])

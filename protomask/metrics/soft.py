@@ -18,6 +18,8 @@ from protomask.model import Contract
 from protomask.records import Targets
 from protomask.region import is_constant
 
+ROUNDING = 1e-4
+
 
 def average_drop(relative: Tensor) -> Tensor:
     """max(0, 1 - r), r the relative activation of the image seen through its map (:func:`seen_through`).
@@ -39,10 +41,12 @@ def average_drop(relative: Tensor) -> Tensor:
 
 
 def increase(relative: Tensor) -> Tensor:
-    """1 where the image seen through its map is closer to the prototype than the whole, r > 1, else 0.
+    """1 where the image seen through its map is closer to the prototype than the whole, r > 1.0001, else 0.
 
     Source: Chattopadhay et al. 2018 (increase in confidence). Range {0, 1}; higher is better. NaN where there was
-    nothing to explain (not 0: an undefined pair is no failure). Pitfalls: as :func:`average_drop`; and a pair whose
+    nothing to explain (not 0: an undefined pair is no failure). Where the map keeps all that the
+    network looks at, r is 1 but for rounding, which depends on the batch size: a rise of less than
+    :data:`ROUNDING` is none. Pitfalls: as :func:`average_drop`; and a pair whose
     activation is already the highest possible cannot rise, so training images of a pushed prototype always score 0.
 
     Args:
@@ -52,7 +56,7 @@ def increase(relative: Tensor) -> Tensor:
         [N] float64.
     """
     check_tensor("relative", relative, ("N",), finite=False)
-    return (relative > 1).double().masked_fill(relative.isnan(), torch.nan)
+    return (relative > 1 + ROUNDING).double().masked_fill(relative.isnan(), torch.nan)
 
 
 def seen_through(

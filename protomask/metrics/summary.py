@@ -196,7 +196,7 @@ def _drawn_signs(sums: np.ndarray, seed: int, permutations: int) -> np.ndarray:
     totals = []
     for start in range(0, permutations, block):
         flips = generator.integers(2, size=(min(block, permutations - start), len(sums)), dtype=np.int8)
-        totals.append((1.0 - 2.0 * flips) @ sums)
+        totals.append(sums.sum() - 2 * (flips @ sums))
     return np.concatenate(totals)
 
 

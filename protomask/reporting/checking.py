@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from protomask.metrics import Summary, paired_difference
-from protomask.metrics.summary import decided
+from protomask.metrics import Summary, paired_difference, verdicts
 from protomask.reporting.results import Results
 from protomask.visualise.blocks import Block, Cell, PlainTable
 from protomask.visualise.wording import number
@@ -76,10 +75,9 @@ def _ceiling(results: Results) -> list[_Check]:
 def _marks(results: Results) -> list[_Check]:
     fill = results.about["scoring_fill"]
     flattered = results.flattered
-    said = ", ".join(flattered) if flattered else "none"
-    rows: list[_Check] = [
-        ("scoring fill", f"no method was trained with the fill that scores it ({fill})", said, not flattered)
-    ]
+    said = "; ".join(f"{method} on {', '.join(metrics)}" for method, metrics in flattered.items()) or "none"
+    wanted = f"no method was trained with a fill that scores it ({fill}, or the one that a metric's name tells)"
+    rows: list[_Check] = [("scoring fill", wanted, said, not flattered)]
     for method, about in results.about["methods"].items():
         missing = int(about.get("unlocated", 0))
         if missing:
@@ -96,21 +94,9 @@ def _fills(results: Results, reference: str) -> list[Block]:
     for method in results.methods:
         if method == reference or not bases:
             continue
-        cells: list[Cell] = [method]
-        for base in bases:
-            names = [m for m in results.metrics if m == base or m.startswith(f"{base}@")]
-            gaps = {
-                m: paired_difference(
-                    results.directions[base] * mine[m],
-                    results.directions[base] * results.values[method][m],
-                    results.groups,
-                    seed=results.seed,
-                )
-                for m in names
-                if m in mine and m in results.values[method]
-            }
-            cells.append({"first": reference, "second": method}.get(decided(gaps), "undecided"))
-        rows.append(tuple(cells))
+        found = verdicts(mine, results.values[method], results.groups)
+        better = {"first": reference, "second": method}
+        rows.append((method, *(better.get(found.get(base, ""), "undecided") for base in bases)))
     if not rows:
         return []
     caption = "Which of the two is better by its mean under every scoring fill; undecided where the order flips."

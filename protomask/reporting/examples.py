@@ -21,6 +21,7 @@ import numpy as np
 
 from protomask.errors import DataError, expected
 from protomask.files import write_bytes
+from protomask.opening import open_npz
 from protomask.records import Localisation
 
 EXAMPLES = "examples"
@@ -110,7 +111,7 @@ def read_chunk(path: Path) -> list[Example]:
         DataError: no such file, or not of that form.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        with open_npz(path) as stored:
             arrays = {name: stored[name] for name in stored.files}
         about = json.loads(arrays["about"].tobytes())
         return [_example(path.parent, arrays, about["methods"], row, int(i)) for row, i in enumerate(about["samples"])]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from protomask.visualise.charts import Interval, defined, ends
 
@@ -21,6 +21,7 @@ def latex(
     tables: Mapping[str, Sequence[str]],
     directions: Mapping[str, int],
     controls: Sequence[str],
+    marked: Collection[tuple[str, str]] = (),
 ) -> str:
     """Booktabs tables of means with their 95 % intervals; the best method of each metric is bold, controls aside.
 
@@ -29,11 +30,14 @@ def latex(
         tables: caption -> metrics; more than :data:`WIDEST` metrics are split over several tables.
         directions: metric -> 1 where higher is better, -1 where lower is, 0 where neither (nothing is bold then).
         controls: methods below a rule, never bold.
+        marked: (method, metric) of the scores that carry a dagger.
     """
     parts = [r"% Needs \usepackage{booktabs}. Mean and 95 % bootstrap interval, clustered; bold: the best method."]
+    if marked:
+        parts[0] += "\n% Dagger: the method was trained with the fill that scores it."
     for caption, metrics in tables.items():
         for start in range(0, len(metrics), WIDEST):
-            parts.append(_table(scores, metrics[start : start + WIDEST], directions, controls, caption))
+            parts.append(_table(scores, metrics[start : start + WIDEST], directions, controls, caption, marked))
     return "\n\n".join(parts) + "\n"
 
 
@@ -49,11 +53,12 @@ def _table(
     directions: Mapping[str, int],
     controls: Sequence[str],
     caption: str,
+    marked: Collection[tuple[str, str]],
 ) -> str:
     best = {metric: _best(scores, metric, directions.get(metric, 0), controls) for metric in metrics}
     heads = [escaped(metric) + _ARROWS.get(directions.get(metric, 0), "") for metric in metrics]
-    ranked = [_row(method, scores[method], metrics, best) for method in scores if method not in controls]
-    aside = [_row(method, scores[method], metrics, best) for method in scores if method in controls]
+    ranked = [_row(method, scores[method], metrics, best, marked) for method in scores if method not in controls]
+    aside = [_row(method, scores[method], metrics, best, marked) for method in scores if method in controls]
     lines = [
         r"\begin{table}", r"\centering", rf"\caption{{{escaped(caption)}}}",
         rf"\begin{{tabular}}{{l{'c' * len(metrics)}}}", r"\toprule",
@@ -64,16 +69,22 @@ def _table(
     return "\n".join(lines)
 
 
-def _row(method: str, values: Mapping[str, Interval], metrics: Sequence[str], best: Mapping[str, set[str]]) -> str:
-    cells = [_cell(values.get(metric), method in best[metric]) for metric in metrics]
+def _row(
+    method: str,
+    values: Mapping[str, Interval],
+    metrics: Sequence[str],
+    best: Mapping[str, set[str]],
+    marked: Collection[tuple[str, str]],
+) -> str:
+    cells = [_cell(values.get(metric), method in best[metric], (method, metric) in marked) for metric in metrics]
     return " & ".join([escaped(method), *cells]) + r" \\"
 
 
-def _cell(value: Interval | None, bold: bool) -> str:
+def _cell(value: Interval | None, bold: bool, dagger: bool) -> str:
     if value is None or not defined(value):
         return "--"
     mean, low, high = ends(value)
-    text = rf"\textbf{{{mean:.3f}}}" if bold else f"{mean:.3f}"
+    text = (rf"\textbf{{{mean:.3f}}}" if bold else f"{mean:.3f}") + (r"$^\dagger$" if dagger else "")
     return rf"{text} {{\scriptsize [{low:.3f}, {high:.3f}]}}" if math.isfinite(high - low) else text
 
 

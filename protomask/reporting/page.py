@@ -145,7 +145,7 @@ def _lines(results: Results, choice: Choice, beside: Sequence[Results]) -> list[
         lines.append(first)
     if results.flattered:
         names = ", ".join(results.flattered)
-        lines.append(f"Trained with the fill that scores them, which flatters their causal scores (†): {names}.")
+        lines.append(f"Trained with a fill that scores them, which flatters the scores that carry a †: {names}.")
     if beside:
         lines.append(f"Below, in brief: {', '.join(other.name for other in beside)}.")
     lines.append("Intervals are 95 % bootstrap intervals, clustered by image (by patient where there are patients).")
@@ -199,7 +199,7 @@ def _scores(results: Results, reference: str) -> list[Block]:
     for family, metrics in results.families.items():
         heading = TITLES.get(family, family.capitalize())
         caption = CAPTIONS.get(family, "").format(fill=results.about["scoring_fill"])
-        marked = results.flattered if family == "causal" else ()
+        marked = _marked(results)
         blocks.append(DotPlot(heading, results.summaries, metrics, results.directions, caption, results.controls))
         blocks.append(ScoreTable(heading, results.summaries, metrics, results.directions, "", results.controls, marked))
         if found:
@@ -210,6 +210,11 @@ def _scores(results: Results, reference: str) -> list[Block]:
                 )
             )
     return blocks
+
+
+def _marked(results: Results) -> set[tuple[str, str]]:
+    """(method, metric) of the scores that carry a dagger."""
+    return {(method, metric) for method, metrics in results.flattered.items() for metric in metrics}
 
 
 def _paired(compared: int) -> str:
@@ -293,7 +298,7 @@ def _brief(results: Results) -> list[Block]:
     for family, metrics in results.families.items():
         title = TITLES.get(family, family.capitalize())
         caption = f"{title}. {describe_pairs(results.about.get('counts', {}))}"
-        marked = results.flattered if family == "causal" else ()
+        marked = _marked(results)
         blocks.append(
             ScoreTable(heading, results.summaries, metrics, results.directions, caption, results.controls, marked)
         )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from protomask.errors import DataError, expected
-from protomask.metrics import Summary, summarise
+from protomask.metrics import Summary, flattering, summarise
 from protomask.reporting.examples import EXAMPLES, INDEX, Example, read_chunk
 from protomask.reporting.tidy import Scored, Values, read_csv
 from protomask.store._json import read_json
@@ -61,11 +61,15 @@ class Results:
         """The methods that are no controls."""
         return tuple(m for m in self.values if m not in self.controls)
 
-    @property
-    def flattered(self) -> tuple[str, ...]:
-        """Methods that were trained with the fill that scores them."""
-        fills = {m: str(self.about["methods"].get(m, {}).get("fill", "")).split("+") for m in self.values}
-        return tuple(m for m in self.methods if self.about["scoring_fill"] in fills[m])
+    @cached_property
+    def flattered(self) -> dict[str, tuple[str, ...]]:
+        """method -> the metrics whose fill it optimised or perturbed with; only methods that have any."""
+        found = {}
+        for method in self.methods:
+            fills = str(self.about["methods"].get(method, {}).get("fill", ""))
+            metrics = [m for m in self.metrics if m in self.values[method]]
+            found[method] = flattering(fills, metrics, self.about["scoring_fill"])
+        return {method: metrics for method, metrics in found.items() if metrics}
 
     @property
     def groups(self) -> tuple[str, ...]:

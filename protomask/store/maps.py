@@ -19,6 +19,7 @@ from torch import Tensor
 from protomask.checks import check_choice
 from protomask.errors import DataError, InputError, expected
 from protomask.files import write_bytes
+from protomask.opening import open_npz
 from protomask.records import Localisation, Targets
 from protomask.store._json import FORMAT_VERSION
 from protomask.store.regions import check_rows
@@ -62,10 +63,17 @@ def read_maps(path: str | Path) -> tuple[Localisation, tuple[str, ...]]:
     """
     try:
         arrays, about = read_npz(path)
+        check_version(about)
         vectors = {int(k.removeprefix("vectors_")): v for k, v in arrays.items() if k.startswith("vectors_")}
         return rebuilt(arrays, about, arrays["maps"], vectors), tuple(about["image_ids"])
     except DAMAGED as error:
         raise damaged(path, "maps as write_maps writes them", error) from error
+
+
+def check_version(about: dict[str, Any]) -> None:
+    """ValueError unless a file says that it is of our version of the format."""
+    if about["version"] != FORMAT_VERSION:
+        raise ValueError(f"version {about['version']!r} of the format; this is {FORMAT_VERSION}")
 
 
 DAMAGED = (
@@ -91,8 +99,7 @@ def npz_bytes(arrays: dict[str, np.ndarray], about: dict[str, object]) -> bytes:
 
 def read_npz(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """What :func:`npz_bytes` made; raises one of :data:`DAMAGED`."""
-    # Opened here, since numpy leaves its own handle open on a damaged archive.
-    with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as stored:
+    with open_npz(path) as stored:
         arrays = {name: stored[name] for name in stored.files}
     return arrays, json.loads(arrays.pop("about").tobytes())
 

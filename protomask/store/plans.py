@@ -97,6 +97,8 @@ def read_plan(folder: str | Path) -> Plan:
     try:
         if content["version"] != FORMAT_VERSION:
             raise ValueError(f"version {content['version']}")
+        if not all(isinstance(content[name], dict) for name in ("settings", "about")):
+            raise TypeError("settings or about that are no objects")
         shards = tuple(_shard(fields) for fields in content["shards"])
         return Plan(content["kind"], content["settings"], tuple(content["items"]), shards, content["about"])
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:

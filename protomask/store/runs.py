@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from protomask.errors import DataError, expected
 from protomask.store.plans import SHARDS, Plan, ShardPlan, read_plan
 from protomask.store.shards import Failure, Shard, read_failures, read_shard
 
@@ -37,8 +38,11 @@ class Run:
         return self.path(shard).is_file()
 
     def read(self, shard: ShardPlan) -> Shard:
-        """A stored shard; DataError where there is none or it is damaged."""
-        return read_shard(self.path(shard))
+        """A stored shard; DataError where there is none, it is damaged, or it is another one under this name."""
+        found = read_shard(self.path(shard))
+        if found.key != shard.key:
+            raise DataError(expected(str(self.path(shard)), f"the shard {shard.key}", f"the shard {found.key}"))
+        return found
 
     def missing(self) -> list[ShardPlan]:
         """What is left to compute."""

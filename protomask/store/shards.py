@@ -17,9 +17,20 @@ import torch
 
 from protomask.data.sample import Geometry
 from protomask.files import write_bytes
+from protomask.opening import open_npz
 from protomask.records import Localisation
 from protomask.store._json import FORMAT_VERSION
-from protomask.store.maps import DAMAGED, as_numpy, damaged, described, npz_bytes, read_npz, rebuilt, row_arrays
+from protomask.store.maps import (
+    DAMAGED,
+    as_numpy,
+    check_version,
+    damaged,
+    described,
+    npz_bytes,
+    read_npz,
+    rebuilt,
+    row_arrays,
+)
 from protomask.store.packing import pack_exact, pack_maps, unpack_exact, unpack_maps
 from protomask.store.regions import ImageInfo
 from protomask.store.rendering import render
@@ -94,6 +105,7 @@ def read_shard(path: str | Path) -> Shard:
     """
     try:
         arrays, about = read_npz(path)
+        check_version(about)
         return Shard(
             key=about["key"],
             found=None if about["found"] is None else _unpack(arrays, about["found"]),
@@ -101,7 +113,7 @@ def read_shard(path: str | Path) -> Shard:
             rows=arrays["rows"],
             scores={name: arrays[f"score.{name}"] for name in about["scores"]},
             entries=about["entries"],
-            failed=tuple(Failure(*pair) for pair in about["failed"]),
+            failed=_failures(about),
         )
     except DAMAGED as error:
         raise damaged(path, "a shard as write_shard writes it", error) from error
@@ -110,11 +122,15 @@ def read_shard(path: str | Path) -> Shard:
 def read_failures(path: str | Path) -> tuple[Failure, ...]:
     """The failed items of a shard, without reading its arrays; DataError as :func:`read_shard`."""
     try:
-        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        with open_npz(path, "about") as stored:
             about = json.loads(stored["about"].tobytes())
-        return tuple(Failure(*pair) for pair in about["failed"])
+        return _failures(about)
     except DAMAGED as error:
         raise damaged(path, "a shard as write_shard writes it", error) from error
+
+
+def _failures(about: dict[str, Any]) -> tuple[Failure, ...]:
+    return tuple(Failure(str(item), str(reason)) for item, reason in about["failed"])
 
 
 def _pack(found: Localisation) -> tuple[dict[str, np.ndarray], dict[str, object]]:

@@ -35,7 +35,7 @@ class ScoreTable:
         directions: metric -> 1 where higher is better, -1 where lower is, 0 where neither (nothing is bold then).
         caption: between heading and table.
         controls: methods that are set apart and never bold: the annotation is the ceiling, not a competitor.
-        marked: methods that carry a dagger, which the caption explains.
+        marked: (method, metric) of the scores that carry a dagger, which the page explains.
     """
 
     heading: str
@@ -44,7 +44,7 @@ class ScoreTable:
     directions: Mapping[str, int]
     caption: str = ""
     controls: Collection[str] = CONTROLS
-    marked: Collection[str] = ()
+    marked: Collection[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True)

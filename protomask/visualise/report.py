@@ -99,6 +99,7 @@ class _Cell:
     count: str = ""
     marked: bool = False
     star: bool = False
+    dagger: bool = False
     key: str = ""
     number: bool = True
 
@@ -109,7 +110,6 @@ class _Row:
     colour: str
     control: bool
     cells: tuple[_Cell, ...]
-    dagger: bool = False
     good: str = ""
 
 
@@ -170,10 +170,14 @@ def _scores(table: ScoreTable) -> _Table:
     pairs = _one_count(table.scores, table.metrics)
     rows = []
     for method, values in table.scores.items():
-        cells = tuple(_cell(values.get(metric), method in best[metric], pairs) for metric in table.metrics)
-        control = method in table.controls
-        rows.append(_Row(method, method_colour(method), control, cells, dagger=method in table.marked))
+        cells = tuple(
+            replace(_cell(values.get(metric), method in best[metric], pairs), dagger=(method, metric) in table.marked)
+            for metric in table.metrics
+        )
+        rows.append(_Row(method, method_colour(method), method in table.controls, cells))
     note = f"Mean and 95 % interval{_of(pairs)}. Bold: the best, controls aside. {_directions(table)}"
+    if any(cell.dagger for row in rows for cell in row.cells):
+        note += " †: the method was trained with the fill that scores it here."
     return _Table(table.heading, table.caption, "method", _columns(table), tuple(rows), note.strip())
 
 
