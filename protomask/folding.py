@@ -37,7 +37,7 @@ def folded(model: Contract, images: Tensor) -> Contract:
         if other is None or other.module is None:
             return model
         exact = images.double()
-        other.module.double()
+        other.module.double().eval()  # a copy that a model makes of itself may be in training mode
         wanted = other.activations(exact)
         pairs = _pairs(other, other.module, exact)
         if not pairs:
@@ -45,7 +45,7 @@ def folded(model: Contract, images: Tensor) -> Contract:
         _fuse(other.module, pairs)
         came = other.activations(exact)
         other.module.to(images.dtype)
-    except (RuntimeError, TypeError, AttributeError, ValueError, NotImplementedError):
+    except (RuntimeError, TypeError, AttributeError, ValueError, NotImplementedError, AssertionError):
         return model  # a module that cannot be copied or traced works as it is, only slower
     close = (came - wanted).abs().max() <= _TOLERANCE * wanted.abs().max().clamp(min=1e-6)
     return other if bool(close) else model

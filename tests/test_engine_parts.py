@@ -260,6 +260,21 @@ def test_a_convolution_that_something_else_reads_is_not_folded() -> None:
     assert other.source is model
 
 
+def test_a_copy_in_training_mode_is_folded_in_evaluation_mode() -> None:
+    class Rebuilt(Residual):
+        def __deepcopy__(self, memo: dict[int, object]) -> Rebuilt:
+            other = Rebuilt(self.shared)  # as some repositories' own copies, in training mode
+            other.load_state_dict(self.state_dict())
+            return other
+
+    torch.manual_seed(0)
+    model, images = Rebuilt(shared=False).eval(), torch.randn(3, 3, 12, 12)
+    with torch.no_grad():
+        other = folded(contract(model), images)
+        assert norms(other) == 1
+        assert torch.allclose(other.activations(images), model.activations(images), atol=1e-5)
+
+
 def test_a_model_that_is_no_module_is_not_folded() -> None:
     model = contract(BlockModel([(0, 0, 9, 9)]))
     assert folded(model, torch.rand(1, 3, 32, 32)) is model
