@@ -66,16 +66,9 @@ def train_masks(
             work.step(size)
             work.retire()
         except RuntimeError as error:
-            if not _out_of_memory(error):
-                raise
-            if size == 1:
-                raise ResourceError("batch: memory ran out with a single image in the pass") from error
-            # The traceback keeps the failed pass's tensors alive; drop it before the next try.
-            error.__traceback__ = None
-            size = max(1, min(size, work.images) // 2)
+            used = max(1, min(size, work.images))
             queue.extendleft(reversed(work.abandon()))
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            size = _halved(used, error)
     return work.found
 
 
@@ -91,18 +84,23 @@ def in_chunks(total: int, batch: int, work: Callable[[slice], Result]) -> Iterat
         try:
             result = work(part)
         except RuntimeError as error:
-            if not _out_of_memory(error):
-                raise
-            if part.stop - part.start == 1:
-                raise ResourceError("batch: memory ran out with a single image in the pass") from error
-            size = max(1, (part.stop - part.start) // 2)
-            # The traceback keeps the failed pass's tensors alive; drop it before the next try.
-            error.__traceback__ = None
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            size = _halved(part.stop - part.start, error)
             continue
         yield result
         start = part.stop
+
+
+def _halved(size: int, error: RuntimeError) -> int:
+    """The size to try after memory ran out at ``size``; any other error is raised as it came."""
+    if not _out_of_memory(error):
+        raise error
+    if size == 1:
+        raise ResourceError("batch: memory ran out with a single image in the pass") from error
+    # The traceback keeps the failed pass's tensors alive; drop it before the next try.
+    error.__traceback__ = None
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return size // 2
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -59,12 +60,13 @@ class Block:
         record = vectors.new_full((count, 1), -torch.inf)
         return {**copies, **empty, "age": vectors.new_zeros(count, 1), "record": record}
 
-    def admit(self, pairs: Sequence[int]) -> None:
-        """New problems at their start."""
-        fresh = self._fresh(len(pairs))
-        self.state = {name: torch.cat([value, fresh[name]]) for name, value in self.state.items()}
-        self.pairs += pairs
-        self.taken += [0] * len(pairs)
+    def grow(self) -> None:
+        """Rows at their start for those of ``pairs`` that have none."""
+        new = len(self.pairs) - len(self.taken)
+        if new:
+            fresh = self._fresh(new)
+            self.state = {name: torch.cat([value, fresh[name]]) for name, value in self.state.items()}
+            self.taken += [0] * new
 
     def keep(self, rows: list[int]) -> None:
         """Only these rows stay."""
@@ -78,9 +80,11 @@ class Block:
         parts = cells.split([s * s for s in self.scales], 1)
         return [part.unflatten(1, (s, s)) for part, s in zip(parts, self.scales, strict=True)]
 
-    def grains(self, grain: float) -> Tensor:
-        """[K], ``grain`` over scale^2 for each cell."""
-        return torch.cat([torch.full((s * s,), grain / s**2) for s in self.scales]).to(self.like)
+
+@lru_cache(maxsize=32)
+def _grains(scales: tuple[int, ...], grain: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[K], ``grain`` over scale^2 for each cell; kept, since a copy to the device in every step would be waited for."""
+    return torch.cat([torch.full((s * s,), grain / s**2) for s in scales]).to(device, dtype)
 
 
 def adam(block: Block, gradient: Tensor, schedule: Schedule) -> None:
@@ -90,7 +94,7 @@ def adam(block: Block, gradient: Tensor, schedule: Schedule) -> None:
     """
     s, (fast, slow) = block.state, schedule.betas
     if schedule.gradient_grain:
-        grains = block.grains(schedule.gradient_grain)
+        grains = _grains(block.scales, schedule.gradient_grain, gradient.dtype, gradient.device)
         gradient = (gradient / grains).round_().mul_(grains)
     s["age"] += 1
     s["first"].lerp_(gradient, 1 - fast)
@@ -141,13 +145,12 @@ class WorkSet:
         free = room - self.active
         if not waiting or free < max(1, room // 4):
             return
-        new: list[list[int]] = [[] for _ in self._blocks]
         for _ in range(min(free, len(waiting))):
             pair, kind = waiting.popleft()
-            new[kind].append(pair)
-        for block, pairs in zip(self._blocks, new, strict=True):
-            if pairs:
-                block.admit(pairs)
+            self._blocks[kind].pairs.append(pair)
+        # All are on the list before any memory is asked for, so that none is lost if there is not enough.
+        for block in self._blocks:
+            block.grow()
         self._stale = True
 
     def abandon(self) -> list[tuple[int, int]]:
@@ -225,9 +228,9 @@ class WorkSet:
         images, prototypes = p.rows[pairs], p.prototypes[pairs]
         masks = self._mask(block.grids(state["vectors"]))
         seen = blend_sides(p.images[images], p.checks[images], masks, complement=False)
-        with autocast(self._schedule.precision, seen.device):
-            activations = self._model.activations(seen, prototypes).to(seen.dtype)
-        kept = relative_activation(activations, p.before[pairs], p.floors[pairs]).clamp(max=1)[:, None]
+        kept = relative_activation(self._activations(seen, prototypes), p.before[pairs], p.floors[pairs]).clamp(max=1)[
+            :, None
+        ]
         better = rows[:, None] & (kept >= state["record"])
         state["best"] = torch.where(better, state["vectors"], state["best"])
         state["record"] = torch.where(better, kept, state["record"])
@@ -259,9 +262,12 @@ class WorkSet:
         """[n] relative activations of what the masks keep and of what they remove (zeros where nobody asks)."""
         seen = blend_sides(self._images, self._fills, masks, complement=self._sides > 1)
         prototypes = self._prototypes.repeat(self._sides)
-        with autocast(self._schedule.precision, seen.device):
-            parts = zip(seen.split(batch), prototypes.split(batch), strict=True)
-            activations = torch.cat([self._model.activations(*part) for part in parts])
-        sides = activations.to(seen.dtype).view(self._sides, -1)
+        parts = zip(seen.split(batch), prototypes.split(batch), strict=True)
+        sides = torch.cat([self._activations(*part) for part in parts]).view(self._sides, -1)
         relative = [relative_activation(side, self._before, self._floors) for side in sides]
         return relative[0], relative[-1] if len(relative) > 1 else torch.zeros_like(relative[0])
+
+    def _activations(self, images: Tensor, prototypes: Tensor) -> Tensor:
+        """[n] of a pass in the precision asked for, in the dtype of the images."""
+        with autocast(self._schedule.precision, images.device):
+            return self._model.activations(images, prototypes).to(images.dtype)

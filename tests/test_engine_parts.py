@@ -59,13 +59,15 @@ def test_a_mask_of_ones_changes_no_bit() -> None:
 def test_adam_is_torchs_adam_and_every_row_has_its_own_count() -> None:
     schedule = Schedule(learning_rate=0.05, betas=(0.8, 0.95))
     block = Block((3, 2), torch.zeros(1, dtype=torch.float64), 0.5)
-    block.admit([0])
+    block.pairs.append(0)
+    block.grow()
     theirs = [torch.full((13,), 0.5, dtype=torch.float64, requires_grad=True) for _ in range(2)]
     optimisers = [torch.optim.Adam([t], lr=0.05, betas=(0.8, 0.95)) for t in theirs]
     generator = torch.Generator().manual_seed(0)
     for step in range(8):
         if step == 3:
-            block.admit([1])
+            block.pairs.append(1)
+            block.grow()
         gradient = torch.randn(len(block.pairs), 13, generator=generator, dtype=torch.float64) * 0.1
         adam(block, gradient, schedule)
         for row, (vector, optimiser) in enumerate(zip(theirs, optimisers, strict=True)):
@@ -154,6 +156,21 @@ class Counting:
     def activations(self, images: Tensor, prototypes: Tensor | None = None) -> Tensor:
         self.images += len(images)
         return self.inner.activations(images, prototypes)
+
+
+def test_no_problem_is_lost_when_memory_runs_out_on_admission(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, left, fresh = located(Schedule(steps=5)), [3], Block._fresh
+
+    def tight(block: Block, count: int) -> dict[str, Tensor]:
+        left[0] -= bool(count)
+        if left[0] == 0:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+        return fresh(block, count)
+
+    monkeypatch.setattr(Block, "_fresh", tight)
+    again = located(Schedule(steps=5), batch=8)
+    assert left[0] < 0
+    assert max(float((again[s] - whole[s]).abs().max()) for s in whole) < 1e-6
 
 
 def test_progress_counts_the_passes_that_were_spared_too() -> None:
