@@ -7,7 +7,7 @@ undefined; summaries carry bootstrap intervals clustered by image (by patient wh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from protomask.metrics import (
 )
 from protomask.model import Contract, contract
 from protomask.pairs import Pair, PairSet, draw_pairs, tensors, truth_of
-from protomask.records import Localisation
+from protomask.records import Localisation, Targets
 from protomask.scoring import score_chunk
 
 CONTROLS = ("random", "centre", "annotation")
@@ -188,17 +188,23 @@ def locate_and_score(
         fill: of the causal scores.
         metrics: as :func:`protomask.scoring.score_chunk` takes it.
     """
+    # An image that several pairs share is passed on once, so that a method may use its passes for all of them.
+    first = {pair.index: row for row, pair in reversed(list(enumerate(chunk)))}
+    places = {index: place for place, index in enumerate(sorted(first, key=lambda index: first[index]))}
+    shown = [samples[first[index]] for index in places]
     found = locate(
         model,
-        tensors(model, list(samples)),
-        [(row, pair.prototype) for row, pair in enumerate(chunk)],
+        tensors(model, shown),
+        [(places[pair.index], pair.prototype) for pair in chunk],
         localiser,
         seed=seed,
         batch=batch,
         regions=truth.regions,
         boxes=truth.boxes,
-        image_ids=[sample.image_id for sample in samples],
+        image_ids=[sample.image_id for sample in shown],
     )
+    own = torch.arange(len(chunk))
+    found = replace(found, targets=Targets(own, found.targets.prototypes))
     scores = score_chunk(model, samples, chunk, found, truth, fill=fill, batch=batch, metrics=metrics, seed=seed)
     return found, scores
 

@@ -10,14 +10,38 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from protomask.model import Contract, contract
 
 _TOLERANCE = 1e-7  # of the largest activation, in float64, where rounding cannot hide a difference
+_ROUNDING = 1e-4  # likewise in float32, where nothing but the order of sums may differ
+
+
+def quick(model: Contract, images: Tensor) -> Contract:
+    """The model for many passes: folded, and with its images channels-last; about half a pass saved on small networks.
+
+    What it computes is what the model does, but for rounding. Not for methods that look inside: layers may be missing.
+
+    Args:
+        model: frozen, in evaluation mode (:func:`protomask.model.untouched`).
+        images: [B, C, H, W] to look at; one is used.
+    """
+    if model.module is None or model.channels_last:
+        return model
+    other = replace(folded(model, images[:1]), channels_last=True)
+    try:
+        with torch.no_grad():
+            wanted, came = model.activations(images[:1]), other.activations(images[:1])
+    except RuntimeError:
+        return model  # code that views its tensors instead of reshaping them
+    close = (came - wanted).abs().max() <= _ROUNDING * wanted.abs().max().clamp(min=1e-6)
+    return other if bool(close) else model
 
 
 def folded(model: Contract, images: Tensor) -> Contract:

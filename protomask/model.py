@@ -68,6 +68,7 @@ class Contract:
         input_shape: (C, H, W), or None where the model takes any size.
         mean, std: per channel, what model-ready images were normalised by.
         activation_range: (floor, ceiling) of an activation; None where there is none.
+        channels_last: whether images are laid out channels-last for a pass, as convolutions prefer.
     """
 
     source: PrototypeModel
@@ -77,9 +78,12 @@ class Contract:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     activation_range: tuple[float | None, float | None]
+    channels_last: bool = False
 
     def activations(self, images: Tensor, prototypes: Tensor | None = None) -> Tensor:
         """The model's own activations, their shape checked: [B, P], or [B] with ``prototypes`` [B]."""
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
         values = self.source.activations(images, prototypes)
         wanted = (len(images),) if prototypes is not None else (len(images), self.num_prototypes)
         if not isinstance(values, Tensor) or tuple(values.shape) != wanted:

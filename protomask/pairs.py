@@ -81,7 +81,7 @@ def draw_pairs(
     progress: Callable[[int], object] | None = None,
     skip: Callable[[DataError], object] | None = None,
 ) -> PairSet:
-    """``count`` seeded pairs, images first: every image gives one pair before any gives a second.
+    """``count`` seeded pairs, images first: every image gives one pair before any gives a second; by image.
 
     Only an own-class prototype that is among the image's ``shown`` most activated of all classes makes a pair.
 
@@ -113,7 +113,15 @@ def draw_pairs(
                 break
     if not kept:
         raise InputError(expected("pairs", "at least one pair with something to locate", f"none in {drawn} drawn"))
-    return PairSet(tuple(kept), drawn, qualified, kind)
+    return PairSet(_by_image(kept), drawn, qualified, kind)
+
+
+def _by_image(pairs: list[Pair]) -> tuple[Pair, ...]:
+    """The pairs of an image side by side, so that passes which serve all of them are shared; images as first drawn."""
+    first: dict[int, int] = {}
+    for row, pair in enumerate(pairs):
+        first.setdefault(pair.index, row)
+    return tuple(sorted(pairs, key=lambda pair: first[pair.index]))
 
 
 def _until(found: list[Pair], clear: bool, wanted: int) -> int:

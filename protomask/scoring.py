@@ -9,6 +9,7 @@ from torch import Tensor
 
 from protomask.data.sample import Sample
 from protomask.fills import SCORING_FILL, fill_images
+from protomask.folding import quick
 from protomask.metrics import (
     METRICS,
     OTHER_FILLS,
@@ -95,6 +96,8 @@ class _Task:
         self.order = rank(found.maps, seed)
 
     def causal(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """The metrics that pass images; the model is frozen."""
+        self.model = quick(self.model, self.images)
         scores: dict[str, Tensor] = {}
         for fill in ("", *OTHER_FILLS):
             scores |= self._faithfulness(names, fill)

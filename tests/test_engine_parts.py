@@ -16,7 +16,7 @@ from protomask.blending import blend_sides
 from protomask.blur import gaussian_blur
 from protomask.engine import Problems, Schedule, train_masks
 from protomask.errors import InputError, ResourceError
-from protomask.folding import folded
+from protomask.folding import folded, quick
 from protomask.localisers.mdm import MDM
 from protomask.masks import blend, render
 from protomask.memory import bytes_per_image, choose_batch
@@ -337,3 +337,23 @@ def test_the_presets_are_mdm_with_other_settings() -> None:
         plain = protomask.locate(ConvModel(), images, "top:1", MDM(**dict(found.settings)))
         assert torch.equal(found.maps, plain.maps)
         assert found.method == name
+
+
+def test_the_quick_copy_computes_the_same_and_takes_any_layout() -> None:
+    torch.manual_seed(0)
+    model, images = ConvModel().eval(), torch.rand(3, 3, 32, 32)
+    with torch.no_grad():
+        other = quick(contract(model), images)
+        assert other.channels_last
+        assert other.source is not model
+        assert quick(other, images) is other
+        torch.testing.assert_close(other.activations(images), model.activations(images), rtol=1e-4, atol=1e-6)
+
+
+def test_a_model_that_views_its_tensors_stays_as_it_is() -> None:
+    class Views(ConvModel):
+        def activations(self, images: Tensor, prototypes: Tensor | None = None) -> Tensor:
+            return super().activations(images.view(len(images), -1).view(images.shape), prototypes)
+
+    known = contract(Views().eval())
+    assert quick(known, torch.rand(2, 3, 32, 32)) is known

@@ -1,18 +1,23 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 
 import protomask
 from protomask.errors import InputError
+from protomask.evaluation import locate_and_score
+from protomask.localisers import Maps, Request
 from protomask.metrics import DEFAULT_METRICS
 from protomask.model import contract
-from protomask.pairs import draw_pairs, truth_of
+from protomask.pairs import Pair, draw_pairs, truth_of
 from tests.toys import BLOCKS, BlockModel, BlockScenes, block_model
 
 METHODS = (protomask.MDM(fill="black"), "random", "centre", "annotation")
 NAMES = ("mdm", "random", "centre", "annotation")
+PAIRS = [(4, 1), (4, 0), (2, 2)]
 
 
 def test_pairs_are_of_the_images_own_class_and_about_its_part() -> None:
@@ -139,3 +144,33 @@ def test_the_model_comes_back_as_it_came() -> None:
     protomask.evaluate(model, BlockScenes(3, masks=False), ["single-mask", "upsampling"], pairs=3)
     assert same(before, snapshot(model))
     assert torch.is_grad_enabled()
+
+
+def test_an_image_with_several_pairs_is_handed_over_once() -> None:
+    data, model = BlockScenes(), block_model()
+    pairs = [Pair(index, prototype, str(index), str(index), prototype, 1.0, 0.0) for index, prototype in PAIRS]
+    samples = [data[pair.index] for pair in pairs]
+    seen: list[tuple[int, list[int]]] = []
+
+    def method(request: Request) -> Maps:
+        seen.append((len(request.images), request.targets.images.tolist()))
+        return Maps(torch.arange(32.0 * 32).view(1, 32, 32).expand(len(request.targets), -1, -1))
+
+    method.passes = 0.0  # type: ignore[attr-defined]
+    both = truth_of(samples, pairs, "part")
+    found, scores = locate_and_score(contract(model), method, samples, pairs, both, seed=0, batch=8)  # type: ignore[arg-type]
+    assert seen == [(2, [0, 0, 1])]
+    assert found.targets.images.tolist() == [0, 1, 2]
+    assert found.targets.prototypes.tolist() == [prototype for _, prototype in PAIRS]
+    for row, (sample, pair) in enumerate(zip(samples, pairs, strict=True)):
+        one = truth_of([sample], [pair], "part")
+        _, alone = locate_and_score(contract(model), method, [sample], [pair], one, seed=0, batch=8)  # type: ignore[arg-type]
+        for name, values in scores.items():
+            assert torch.allclose(values[[row]], alone[name], equal_nan=True), name
+
+
+def test_pairs_of_an_image_lie_side_by_side() -> None:
+    drawn = draw_pairs(contract(BlockModel(BLOCKS)), BlockScenes(masks=False), 14, shown=3)
+    indices = [pair.index for pair in drawn.pairs]
+    assert len(set(indices)) < len(indices)
+    assert len(set(indices)) == 1 + sum(a != b for a, b in pairwise(indices))

@@ -10,7 +10,7 @@ place of a class score, and Adam with fewer steps in place of 800 steps of gradi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from protomask.checks import check_choice, check_count, check_number
 from protomask.engine import in_chunks
 from protomask.errors import InputError, expected
 from protomask.fills import FILLS, fill_images
+from protomask.folding import quick
 from protomask.localisers.base import Maps, Request, register, scaled, smoothed
 from protomask.localisers.smoothmax import SmoothMax, area_price
 from protomask.masks import blend
@@ -90,6 +91,7 @@ class Extremal:
 
     def masks(self, request: Request) -> Tensor:
         """[N, A, H, W] in [0, 1], one mask per area."""
+        request = replace(request, model=quick(request.model, request.images))
         model, count = request.model, len(self.shares)
         fills = fill_images(self.fill, request.images, model.mean, model.std)
         height, width = (round(self.cells * length / min(request.size)) for length in request.size)

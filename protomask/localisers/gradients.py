@@ -17,6 +17,7 @@ from torch import Tensor
 from protomask.checks import check_choice, check_count, check_number
 from protomask.engine import in_chunks
 from protomask.fills import FILLS, fill_images
+from protomask.folding import quick
 from protomask.localisers.attribution import Gradients, activation_of, over_pairs, ranges
 from protomask.localisers.base import Maps, Request, register
 
@@ -77,7 +78,7 @@ class SmoothGrad(Gradients):
         """[N, C, H, W]; (pair, copy) rows go through the network together, ``batch`` at once."""
         from captum.attr import Saliency as Method
 
-        method = Method(activation_of(request.model))
+        method = Method(activation_of(quick(request.model, request.images)))
         rows, prototypes = request.targets.images, request.targets.prototypes
         generator = torch.Generator().manual_seed(request.seed)
         shape = (self.samples, *request.images.shape[1:])
@@ -137,7 +138,7 @@ class IntegratedGradients(Gradients):
         """[N, C, H, W], the signed attributions; of each pair they sum to a(image) - a(baseline) in the limit."""
         from captum.attr import IntegratedGradients as Method
 
-        model = request.model
+        model = quick(request.model, request.images)
         method = Method(activation_of(model))
 
         def work(images: Tensor, prototypes: Tensor) -> Tensor:

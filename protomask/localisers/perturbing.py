@@ -14,9 +14,11 @@ from torch import Tensor
 
 from protomask.engine import in_chunks
 from protomask.fills import fill_images
+from protomask.folding import quick
 from protomask.localisers.base import Request
 from protomask.masks import blend
 
+GRAIN = 128  # machine epsilons of a pair's activation that responses are rounded to: rounding in a pass breaks no tie
 CHUNK = 64  # masks that are added up at once; constant, so that sums do not depend on the batch size
 
 
@@ -68,7 +70,7 @@ def responses(request: Request, masks: MaskSet, fill: str) -> Iterator[tuple[Ten
 
     Every masked image passes the network once, however many prototypes are asked of the image.
     """
-    model = request.model
+    model = quick(request.model, request.images)
     for image in request.targets.images.unique().tolist():
         rows = (request.targets.images == image).nonzero().squeeze(1)
         prototypes = request.targets.prototypes[rows]
@@ -82,4 +84,7 @@ def responses(request: Request, masks: MaskSet, fill: str) -> Iterator[tuple[Ten
                 request.progress(len(kept))
             return model.activations(blended)[:, chosen]
 
-        yield rows, torch.cat(list(in_chunks(masks.count, request.batch, work)))
+        values = torch.cat(list(in_chunks(masks.count, request.batch, work)))
+        scale = (request.before[rows] - request.floors[rows]).abs().clamp(min=1e-12)
+        grain = GRAIN * torch.finfo(values.dtype).eps * scale
+        yield rows, (values / grain).round() * grain
