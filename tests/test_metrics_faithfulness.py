@@ -266,6 +266,23 @@ def test_scores_are_the_areas_of_the_curves() -> None:
     torch.testing.assert_close(scores["sufficiency-drop"], drop, **EXACT)
 
 
+@pytest.mark.parametrize("kind", ["deletion", "insertion"])
+@pytest.mark.parametrize("steps", [1, 2, 10, 32])
+def test_the_early_part_of_a_curve_passes_that_part_alone(kind: str, steps: int) -> None:
+    model, images, targets, maps, fill, before = conv_problem()
+    filled, told = filled_activations(model, fill, targets), list[int]()
+    part = {"steps": steps, "kind": kind, "filled": filled}
+    whole = curves(model, images, targets, rank(maps), fill, before, 0.0, **part)
+    early = curves(model, images, targets, rank(maps), fill, before, 0.0, **part, share=0.3, progress=told.append)
+    known = min(math.ceil(0.3 * steps), steps - 1)
+    assert sum(told) == known * len(targets)
+    torch.testing.assert_close(early[:, : known + 1], whole[:, : known + 1], **EXACT)
+    assert early[:, known + 1 : -1].isnan().all()
+    torch.testing.assert_close(area(early, 0.3), area(whole, 0.3), **EXACT)
+    alone = faithfulness_scores(model, images, targets, maps, fill, before, 0.0, steps=steps, names=[f"{kind}-30"])
+    torch.testing.assert_close(alone[f"{kind}-30"], area(whole, 0.3), **EXACT)
+
+
 # --- floors ---------------------------------------------------------------------------------------------------------
 
 

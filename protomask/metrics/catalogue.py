@@ -52,7 +52,8 @@ class Metric:
 
 
 COST: dict[str, tuple[float, float]] = {
-    **{f"{curve}@{fill}": (31, 0) for curve in ("deletion", "insertion") for fill in ("mean", *OTHER_FILLS)},
+    **{f"{curve}-30@{fill}": (10, 0) for curve in ("deletion", "insertion") for fill in ("mean", *OTHER_FILLS)},
+    **{f"{curve}-rest@{fill}": (21, 0) for curve in ("deletion", "insertion") for fill in ("mean", *OTHER_FILLS)},
     **{f"sufficiency@{fill}": (1, 0) for fill in ("mean", *OTHER_FILLS)},
     **{f"filled@{fill}": (1, 0) for fill in ("mean", *OTHER_FILLS)},
     **{f"perturbed-{kind}": (1, 0) for kind in ("blur", "recolour", "noise")},
@@ -76,8 +77,8 @@ def _curves(fill: str) -> tuple[Metric, ...]:
     own = fill == "mean"
     at, said = ("", "") if own else (f"@{fill}", f" (fill: {fill})")
 
-    def made(name: str, sentence: str, work: str, *, higher: bool) -> Metric:
-        works = (f"{work}@{fill}", f"filled@{fill}")
+    def made(name: str, sentence: str, *work: str, higher: bool) -> Metric:
+        works = (*(f"{w}@{fill}" for w in work), f"filled@{fill}")
         return _causal(f"{name}{at}", f"{sentence}{said}.", *works, higher=higher, default=own)
 
     removed, returned = (
@@ -85,10 +86,10 @@ def _curves(fill: str) -> tuple[Metric, ...]:
         "Mean relative activation while the highest pixels are put back first",
     )
     return (
-        made("deletion", removed, "deletion", higher=False),
-        made("insertion", returned, "insertion", higher=True),
-        made("deletion-30", "Deletion over the first 30 % of the pixels", "deletion", higher=False),
-        made("insertion-30", "Insertion over the first 30 % of the pixels", "insertion", higher=True),
+        made("deletion", removed, "deletion-30", "deletion-rest", higher=False),
+        made("insertion", returned, "insertion-30", "insertion-rest", higher=True),
+        made("deletion-30", "Deletion over the first 30 % of the pixels", "deletion-30", higher=False),
+        made("insertion-30", "Insertion over the first 30 % of the pixels", "insertion-30", higher=True),
         made(
             "sufficiency-drop", "Relative activation lost with only the highest 5 % kept", "sufficiency", higher=False
         ),

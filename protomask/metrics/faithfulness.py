@@ -15,6 +15,7 @@ fills; deletion rewards adversarial order as much as evidence, so read it beside
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 
 import torch
@@ -88,6 +89,7 @@ def curves(
     batch: int = 64,
     kind: str = "deletion",
     filled: Tensor | None = None,
+    share: float = 1.0,
     progress: Progress | None = None,
 ) -> Tensor:
     """Relative activation as 0, 1 / steps, ... 1 of the pixels, in ranking order, are deleted or inserted.
@@ -107,17 +109,19 @@ def curves(
         batch: images in one network pass; the result does not depend on it.
         kind: ``"deletion"`` or ``"insertion"``.
         filled: [N], :func:`filled_activations` where they are already known.
+        share: of the pixels, in (0, 1]: how far to go; only what :func:`area` needs of that share is passed.
         progress: told of the images passed.
 
     Returns:
-        [N, steps + 1] float64; NaN rows where ``before`` is at or below the floor.
+        [N, steps + 1] float64; NaN rows where ``before`` is at or below the floor, and NaN beyond ``share``.
     """
     _check(model, images, targets, order, fill, before)
     check_choice("kind", kind, CURVES)
     check_count("batch", batch)
     check_count("steps", steps)
+    check_number("share", share, 0, 1, open_low=True)
     size = images.shape[-2] * images.shape[-1]
-    counts = [round(k * size / steps) for k in range(1, steps)]
+    counts = [round(k * size / steps) for k in range(1, min(math.ceil(share * steps), steps - 1) + 1)]
     if filled is None:
         filled = filled_activations(model, fill, targets, batch=batch, progress=progress)
     check_tensor("filled", filled, (len(targets),))
@@ -136,6 +140,8 @@ def curves(
     )
     ends = [before.double().cpu()[:, None], filled.double().cpu()[:, None]]
     first, last = ends if kind == "deletion" else ends[::-1]
+    beyond = inner.new_full((len(inner), steps - 1 - len(counts)), torch.nan)
+    inner = torch.cat([inner, beyond], dim=1)
     return relative_activation(torch.cat([first, inner, last], dim=1), before, floor)
 
 
@@ -225,7 +231,7 @@ def faithfulness_scores(
         batch: images in one network pass.
         progress: told of the images passed, :func:`passes` of them where every pair has something to explain.
         order: [N, H * W] int64, ``rank(maps, seed)`` where it is already known.
-        names: which of :data:`FAITHFULNESS`; a curve of which nothing is wanted is not made.
+        names: which of :data:`FAITHFULNESS`; of a curve only what is wanted is made.
 
     Returns:
         Out of ``deletion``, ``deletion-30``, ``insertion``, ``insertion-30``, ``sufficiency-drop``, those named:
@@ -252,6 +258,7 @@ def faithfulness_scores(
             batch=batch,
             kind=kind,
             filled=filled,
+            share=1.0 if kind in names else EARLY,
             progress=progress,
         )
         scores[kind], scores[f"{kind}-30"] = area(curve), area(curve, EARLY)
