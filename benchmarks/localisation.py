@@ -16,6 +16,8 @@ import argparse
 import json
 import os
 import platform
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -32,16 +34,17 @@ from protomask.commands.common import (
     add_run_options,
     choose_device,
     dataset_for,
+    names_option,
     positive,
     settle_batch,
     versions,
-    write_table,
 )
 from protomask.data import Dataset
 from protomask.evaluation import METHODS, Evaluation, evaluate
 from protomask.files import write_text
-from protomask.loading import load_model
-from protomask.metrics import METRICS, Summary, paired_difference, summarise
+from protomask.loading import Loaded, load_model
+from protomask.metrics import METRICS, Summary, check_metrics, paired_difference, summarise
+from protomask.reporting.tidy import Scored, write_csv
 from protomask.store import prepare_output, write_scores
 
 
@@ -91,64 +94,84 @@ def tables(pool: Pool, summaries: dict[str, dict[str, Summary]]) -> list[str]:
     ]
 
 
-def difficulty(results: Sequence[Evaluation], datasets: Sequence[Dataset]) -> str:
+@dataclass(frozen=True, eq=False)
+class Done:
+    """One model's evaluation, and what it was made of."""
+
+    result: Evaluation
+    loaded: Loaded
+    dataset: Dataset
+
+
+def difficulty(runs: Sequence[Done]) -> str:
     areas, clear, drawn = [], 0, 0
-    for result, data in zip(results, datasets, strict=True):
-        clear, drawn = clear + result.pairs.qualified, drawn + result.pairs.drawn
-        for pair in result.pairs.pairs:
-            masks = data[pair.index].part_masks
+    for done in runs:
+        clear, drawn = clear + done.result.pairs.qualified, drawn + done.result.pairs.drawn
+        for pair in done.result.pairs.pairs:
+            masks = done.dataset[pair.index].part_masks
             if pair.part >= 0 and masks is not None:
                 areas.append(float(masks[pair.part].mean()))
     said = f"{drawn} pairs drawn, {clear} with a clear causal part."
     return said + (f" Median part: {100 * float(np.median(areas)):.2f} % of the image." if areas else "")
 
 
-def run(args: argparse.Namespace) -> tuple[list[Evaluation], list[Dataset]]:
-    results, datasets = [], []
+def run(args: argparse.Namespace) -> list[Done]:
+    done = []
     for name in args.models:
         loaded = load_model(name, choose_device(args.device))
         settle_batch(args, loaded)
         data = dataset_for(args, loaded)
-        results.append(
-            evaluate(
-                loaded.model,
-                data,
-                args.methods.split(","),
-                pairs=args.pairs,
-                seed=args.seed,
-                batch=args.batch,
-                clear_parts=args.clear_parts,
-                progress=args.progress,
+        result = evaluate(
+            loaded.model,
+            data,
+            args.methods.split(","),
+            pairs=args.pairs,
+            seed=args.seed,
+            batch=args.batch,
+            clear_parts=args.clear_parts,
+            metrics=args.metrics,
+            progress=args.progress,
+        )
+        done.append(Done(result, loaded, data))
+    return done
+
+
+def scored(done: Done, number: int) -> list[Scored]:
+    """What pairs.csv says of one model's pairs; the ``number`` of the model goes into their groups."""
+    names = done.dataset.class_names
+    found = []
+    for pair in done.result.pairs.pairs:
+        label = done.dataset[pair.index].label
+        found.append(
+            Scored(
+                image=pair.image_id,
+                group=f"{number}/{pair.group}",
+                class_name=names[label] if 0 <= label < len(names) else "",
+                prototype=pair.prototype,
+                prototype_name=done.loaded.model.describe(pair.prototype),
+                part=done.dataset.part_names[pair.part] if pair.part >= 0 else "",
             )
         )
-        datasets.append(data)
-    return results, datasets
+    return found
 
 
-def tidy(result: Evaluation, dataset: Dataset) -> list[tuple[object, ...]]:
-    """One row per pair, method and metric; undefined scores are empty."""
-    rows: list[tuple[object, ...]] = []
-    for k, pair in enumerate(result.pairs.pairs):
-        part = dataset.part_names[pair.part] if pair.part >= 0 else ""
-        for method, values in result.values.items():
-            for metric, scores in values.items():
-                score = f"{scores[k]:.6g}" if np.isfinite(scores[k]) else ""
-                rows.append((pair.image_id, pair.prototype, part, method, metric, score))
-    return rows
-
-
-def provenance(args: argparse.Namespace, seconds: float) -> dict[str, object]:
+def provenance(script: str, seed: int, seconds: float) -> dict[str, object]:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     return {
-        "command": "python benchmarks/localisation.py " + " ".join(sys.argv[1:]),
+        "command": shortened(shlex.join(["python", f"benchmarks/{script}", *sys.argv[1:]])),
         "commit": commit,
-        "seed": args.seed,
+        "seed": seed,
         "threads": torch.get_num_threads(),
         "processor": platform.machine(),
         "cores": os.cpu_count(),
         "versions": versions(),
         "minutes": round(seconds / 60, 1),
     }
+
+
+def shortened(command: str) -> str:
+    """A command line without the folders that only one machine has: of an absolute path the last part stays."""
+    return shlex.join(re.sub(r"^(--[\w-]+=)?/(.*/)?(?=[^/]|$)", r"\1", word) for word in shlex.split(command))
 
 
 def main() -> None:
@@ -158,24 +181,27 @@ def main() -> None:
     parser.add_argument("--pairs", type=positive, default=200, help="per model")
     parser.add_argument("--out", required=True)
     parser.add_argument("--clear-parts", action="store_true", help="only pairs with a clear causal part")
+    parser.add_argument(
+        "--metrics", type=names_option, metavar="NAME,...", help="(default: as `protomask evaluate` has it)"
+    )
     add_evaluation_data_options(parser)
     add_run_options(parser)
     args = parser.parse_args()
+    check_metrics(args.metrics)
     keep_memory()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     out = prepare_output(args.out)
     start = time.perf_counter()
-    results, datasets = run(args)
-    pooled = pool(results)
+    done = run(args)
+    pooled = pool([d.result for d in done])
     summaries = pooled.summaries()
-    about = provenance(args, time.perf_counter() - start)
-    text = "\n\n".join([f"`{about['command']}`", difficulty(results, datasets), *tables(pooled, summaries)])
+    about = provenance("localisation.py", args.seed, time.perf_counter() - start)
+    text = "\n\n".join([f"`{about['command']}`", difficulty(done), *tables(pooled, summaries)])
     print(text)
     write_text(out / "table.md", text + "\n")
     write_scores(out / "scores.json", {"pooled": summaries})
     write_text(out / "about.json", json.dumps(about, indent=2) + "\n")
-    rows = [(n, *row) for n, (r, d) in enumerate(zip(results, datasets, strict=True)) for row in tidy(r, d)]
-    write_table(out / "pairs.csv", ("model", "image", "prototype", "part", "method", "metric", "score"), rows)
+    write_csv(out / "pairs.csv", [s for n, d in enumerate(done) for s in scored(d, n)], pooled.values)
 
 
 if __name__ == "__main__":

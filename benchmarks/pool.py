@@ -1,7 +1,7 @@
 """Pool the pairs of several runs of localisation.py, such as one per training seed, into one table.
 
 Each run is a folder with the pairs.csv that localisation.py writes; methods and metrics that all runs have are kept,
-and intervals are clustered by image and run. ::
+and intervals are clustered by image, model and run. What `protomask evaluate` wrote: full_table.py. ::
 
     python benchmarks/pool.py --out benchmarks/results/cub20-clear-parts-pooled \\
         benchmarks/results/cub20-clear-parts benchmarks/results/cub20-clear-parts-1
@@ -10,7 +10,6 @@ and intervals are clustered by image and run. ::
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from pathlib import Path
 
@@ -19,32 +18,18 @@ from localisation import Pool, tables
 
 from protomask.files import write_text
 from protomask.metrics import METRICS
+from protomask.reporting.tidy import read_csv
 from protomask.store import prepare_output, write_scores
 
-Scores = dict[str, dict[str, dict[tuple[str, str, str], float]]]
 
-
-def read(folder: Path) -> Scores:
-    """method -> metric -> (model, image, prototype) -> score."""
-    scores: Scores = {}
-    with (folder / "pairs.csv").open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            pair = (row["model"], row["image"], row["prototype"])
-            value = float(row["score"]) if row["score"] else np.nan
-            scores.setdefault(row["method"], {}).setdefault(row["metric"], {})[pair] = value
-    return scores
-
-
-def pooled(runs: list[Scores]) -> Pool:
+def pooled(runs: list[Path]) -> Pool:
     """The pairs of all runs, one after the other."""
-    methods = [m for m in runs[0] if all(m in run for run in runs)]
-    metrics = [k for k in METRICS if all(k in run[m] for run in runs for m in methods)]
-    pairs = [list(run[methods[0]][metrics[0]]) for run in runs]
-    values = {
-        m: {k: np.array([run[m][k][p] for run, own in zip(runs, pairs, strict=True) for p in own]) for k in metrics}
-        for m in methods
-    }
-    return Pool(values, tuple(f"{n}/{model}/{image}" for n, own in enumerate(pairs) for model, image, _ in own))
+    read = [read_csv(run / "pairs.csv") for run in runs]
+    first = read[0][1]
+    methods = [m for m in first if all(m in values for _, values in read)]
+    metrics = [k for k in METRICS if all(k in values[m] for _, values in read for m in methods)]
+    values = {m: {k: np.concatenate([v[m][k] for _, v in read]) for k in metrics} for m in methods}
+    return Pool(values, tuple(f"{n}/{pair.group}" for n, (pairs, _) in enumerate(read) for pair in pairs))
 
 
 def main() -> None:
@@ -53,7 +38,7 @@ def main() -> None:
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
     out = prepare_output(args.out)
-    pool = pooled([read(Path(run)) for run in args.runs])
+    pool = pooled([Path(run) for run in args.runs])
     summaries = pool.summaries()
     text = "\n\n".join([f"`python benchmarks/pool.py {' '.join(sys.argv[1:])}`", *tables(pool, summaries)])
     print(text)

@@ -1,0 +1,261 @@
+"""The benchmarks' own arithmetic: pooling, cost, who is best and by how much, and the check with shuffled weights."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import protomask
+from protomask.data import Planted
+from protomask.errors import InputError
+from protomask.loading import load_model
+from protomask.localisers import LOCALISERS, image_passes_of, make_localiser
+from protomask.metrics import METRICS
+from protomask.pairs import draw_pairs
+from protomask.reporting.tidy import Scored, read_csv, write_csv
+from protomask.sanity import randomised
+from protomask.store import read_scores
+from protomask.store._json import write_json
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A benchmark's module by its name, imported as the script imports its neighbours."""
+    monkeypatch.syspath_prepend(FOLDER)
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
+            del sys.modules[name]
+
+
+def run(folder: Path, values: Mapping[str, Mapping[str, list[float]]], fills: Mapping[str, str] | None = None) -> Path:
+    """A folder as ``protomask evaluate`` leaves it; two pairs to an image."""
+    folder.mkdir()
+    arrays = {m: {k: np.array(v) for k, v in own.items()} for m, own in values.items()}
+    count = len(next(iter(arrays["mdm"].values())))
+    pairs = [Scored(f"{k // 2}.png", f"{k // 2}.png", "a class", k % 2, "a / 0", "") for k in range(count)]
+    write_csv(folder / "pairs.csv", pairs, arrays)
+    methods = {}
+    for m in arrays:
+        made = make_localiser(m, {})
+        fill = (fills or {}).get(m, "")
+        methods[m] = {"control": LOCALISERS[m].control, "fill": fill, "passes": float(made.passes), "settings": {}}
+        methods[m] |= {"image_passes": image_passes_of(made), "unlocated": 1 if m == "rise" else 0}
+    metrics = {m: {"direction": 1 if k.higher_is_better else -1, "family": k.family} for m, k in METRICS.items()}
+    about = {
+        "version": 1, "command": f"protomask evaluate /far/away/{folder.name} --out=/far/out", "data": {"name": "made"},
+        "model": {"name": folder.name}, "seed": 0, "scoring_fill": "mean", "pictures": [], "versions": {"torch": "0"},
+        "counts": {"drawn": 2 * count, "qualified": count}, "methods": methods, "metrics": metrics,
+    }  # fmt: skip
+    write_json(folder / "run.json", about)
+    return folder
+
+
+def scores(energy: float, deletion: float, count: int = 24) -> dict[str, list[float]]:
+    """Around these means, exactly: neighbours, which share an image, lie as far below as above."""
+    wave = [0.01, -0.01] * (count // 2)
+    return {"energy": [energy + w for w in wave], "deletion-30": [deletion + w for w in wave]}
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> list[Path]:
+    """mdm has the best energy, RISE the lowest deletion; annotation, a control, beats all of them."""
+    common = {"random": scores(0.1, 0.9), "annotation": scores(1, 0.01)}
+    one = {"rise": scores(0.3, 0.1), "mdm": scores(0.8, 0.3), "mdm-best": scores(0.7, 0.2), **common}
+    other = {"rise": scores(0.5, 0.2, 12), "mdm": scores(0.6, 0.3, 12), "mdm-best": scores(0.5, 0.3, 12)}
+    other |= {"random": scores(0.1, 0.9, 12), "annotation": scores(1, 0.01, 12), "upsampling": scores(0, 1, 12)}
+    return [run(tmp_path / "one", one, {"rise": "mean"}), run(tmp_path / "two", other, {"rise": "mean"})]
+
+
+def test_pooled_means_count_every_pair_once(benchmark: Any, two: list[Path]) -> None:
+    data = benchmark("evaluated").read(two)
+    assert data.pool.groups[23:25] == ("0/11.png", "1/0.png")
+    assert len(set(data.pool.groups)) == 12 + 6
+    # 24 pairs of the first model, 12 of the second.
+    assert data.summaries["rise"]["energy"].mean == pytest.approx((24 * 0.3 + 12 * 0.5) / 36, abs=1e-9)
+    assert data.summaries["mdm"]["deletion-30"].n == 36
+    gap = data.differences("mdm")["rise"]["energy"]
+    assert gap.mean == pytest.approx((24 * 0.5 + 12 * 0.1) / 36, abs=1e-9)
+    assert gap.low <= gap.mean <= gap.high
+    assert "upsampling" not in data.pool.values
+    assert benchmark("evaluated").left_out(data) == {"two": ("upsampling",)}
+    assert data.competitors == ("mdm", "mdm-best", "rise")
+    assert data.controls == ("random", "annotation")
+
+
+def test_a_cell_that_another_method_wins_is_listed(benchmark: Any, two: list[Path]) -> None:
+    data = benchmark("evaluated").read(two)
+    ((metric, own, other),) = data.leads("mdm")  # energy is mdm's, and a control is nobody's rival
+    assert (metric, own.ahead, other.behind, other.ahead) == ("deletion-30", "rise", "mdm-best", "rise")
+    assert own.by.mean == pytest.approx((24 * 0.2 + 12 * 0.1) / 36, abs=1e-9)
+    assert other.by.mean == pytest.approx(0.1, abs=1e-9)
+    behind = data.leads("mdm-best")
+    assert [(m, own.ahead) for m, own, _ in behind] == [("energy", "mdm"), ("deletion-30", "rise")]
+    assert behind[0][2] is None  # a preset is the best there
+
+
+def test_p_values_are_corrected_for_all_rivals_and_metrics(benchmark: Any, two: list[Path]) -> None:
+    data = benchmark("evaluated").read(two)
+    p = data.p_values("mdm")
+    assert set(p) == {"mdm-best", "rise"}
+    assert p["rise"]["deletion-30"] <= 0.05
+    # The same sign on all 18 images: the smallest p-value that 10,000 flips can give, times four comparisons at most.
+    assert 1e-4 <= p["rise"]["energy"] <= 4 * 2e-4
+
+
+def test_cost_in_passes(benchmark: Any, two: list[Path], tmp_path: Path) -> None:
+    evaluated = benchmark("evaluated")
+    data = evaluated.read(two)
+    rise, mdm, blind = data.cost("rise"), data.cost("mdm"), data.cost("random")
+    assert [rise.ratio(k) for k in (1, 3, 10)] == pytest.approx([200] * 3)  # 600 forward passes serve all prototypes
+    assert [mdm.ratio(k) for k in (1, 3, 10)] == [48, 144, 480]  # 8 steps, 3 scales, mask and complement
+    assert blind.ratio(10) == 0
+    other = evaluated.read([run(tmp_path / "three", {m: scores(0.5, 0.5) for m in ("mdm", "upsampling", "gradcam")})])
+    assert other.cost("upsampling").ratio(10) == pytest.approx(1 / 3)
+    assert other.cost("gradcam").ratio(3) == 3
+
+
+def test_the_table_says_all_of_it(benchmark: Any, two: list[Path], tmp_path: Path) -> None:
+    table, evaluated = benchmark("full_table"), benchmark("evaluated")
+    out = tmp_path / "out"
+    out.mkdir()
+    said = table.write(evaluated.read(two), out, "mdm", [], None)
+    assert said == (out / "table.md").read_text()
+    assert "protomask evaluate one --out=out\nprotomask evaluate two --out=out\n" in said
+    assert "/far" not in said
+    assert "36 pairs of 18 images under 2 models" in said
+    assert "rise 2." in said  # found nothing, once per model
+    means = said[said.index("## Means") : said.index("## mdm minus")]
+    rows = {line.split(" | ")[0].strip("| "): line for line in means.splitlines() if line.startswith("| ")}
+    assert "| **0.133 [" in rows["rise"]  # deletion-30, the last block
+    assert rows["rise"].count("\N{DAGGER}") == 1
+    assert "**" not in rows["annotation"]
+    assert "**" not in rows["mdm-best"]
+    assert "| mdm | **0.733 [" in means
+    last = said[said.index("## Where MDM is not the best") :]
+    assert "Of 2 metrics mdm is not the best on 1, and none of mdm, mdm-best on 1." in last
+    assert "| deletion-30 | rise\N{DAGGER} | 0.167 [" in last
+    assert "| mdm-best | rise\N{DAGGER} | 0.100" in last
+    assert "optimised with" not in last
+    assert "ahead of mdm: annotation on energy by 0.267 [" in last
+    assert "random on" not in last
+    assert "rise is the best with the fill that it optimised with (\N{DAGGER}) on deletion-30." in "\n".join(
+        table.not_best(evaluated.read(two), "rise", {})
+    )
+    stored = read_scores(out / "scores.json")
+    assert set(stored) == {"pooled", "one", "two"}
+    assert stored["one"]["rise"]["energy"].mean == pytest.approx(0.3)
+    differences = json.loads((out / "differences.json").read_text())["mdm"]
+    assert differences["rise"]["deletion-30"]["mean"] == pytest.approx(1 / 6)
+    assert differences["random"]["energy"]["p"] is None
+    assert json.loads((out / "about.json").read_text())["runs"]["two"]["seed"] == 0
+
+
+def test_every_metric_has_its_place_in_a_table_of_few_columns(benchmark: Any) -> None:
+    table = benchmark("full_table")
+    made = list(table.blocks(tuple(METRICS)))
+    assert sorted(m for _, part in made for m in part) == sorted(METRICS)
+    assert max(len(part) for _, part in made) <= table.WIDEST
+    assert table.block_of("average-drop") == "Causal, filled with the mean colour"
+    assert table.block_of("deletion@road").startswith("Causal, filled by blurring")
+    assert table.block_of("pac") == table.block_of("local-perturbation-blur")
+
+
+def test_what_cannot_be_pooled_is_refused(benchmark: Any, two: list[Path]) -> None:
+    about = json.loads((two[1] / "run.json").read_text())
+    (two[1] / "run.json").write_text(json.dumps(about | {"scoring_fill": "blur"}))
+    with pytest.raises(InputError, match="one fill"):
+        benchmark("evaluated").read(two)
+    with pytest.raises(InputError, match="--reference"):
+        benchmark("full_table").write(benchmark("evaluated").read(two[:1]), two[0], "annotation", [], None)
+
+
+def test_an_exception_is_a_method_that_beats_the_better_control(benchmark: Any) -> None:
+    pool, check = benchmark("localisation").Pool, benchmark("randomised")
+    nothing = np.full(40, np.nan)
+    wave = np.tile([0.02, -0.02], 20)
+    metric = {"energy": {"mdm": 0.3, "rise": 0.15, "random": 0.1, "centre": 0.2}}
+    metric["oirr"] = {"mdm": 0.7, "rise": 0.2, "random": 0.5, "centre": 0.9}
+    values = {
+        m: {k: metric[k][m] + wave * (m == "mdm") if k in metric else nothing for k in check.ANNOTATION}
+        for m in ("mdm", "rise", "random", "centre")
+    }
+    groups = tuple(f"0/{k // 2}" for k in range(40))
+    found = {(c.method, c.metric): c for c in check.compare(pool(values, groups), np.repeat([0, 1], 20))}
+    assert set(found) == {(m, k) for m in ("mdm", "rise") for k in metric}
+    # rise is above random, but not above centre; on oirr, where less is better, random is the better control.
+    assert {key for key, c in found.items() if c.exception} == {("mdm", "energy"), ("rise", "oirr")}
+    assert found["rise", "oirr"].control == "random"
+    assert found["rise", "oirr"].by.mean == pytest.approx(0.3)
+    assert found["mdm", "energy"].control == "centre"
+    assert found["mdm", "energy"].seeds == 2
+    said = "\n".join(check.exceptions(list(found.values()), 2))
+    assert "2 of 4 comparisons" in said
+    assert "| mdm | energy | centre | 0.100 [" in said
+    assert "rise | energy" not in said
+
+
+def blank(request: protomask.Request) -> protomask.Maps:
+    """Finds nothing anywhere."""
+    return protomask.Maps(torch.zeros(len(request.targets), *request.size))
+
+
+blank.passes = 0.0  # type: ignore[attr-defined]
+
+
+def test_shuffled_weights_score_the_trained_models_pairs_and_leave_it_as_it_was(
+    benchmark: Any, request: pytest.FixtureRequest
+) -> None:
+    loaded = load_model("demo:protopnet")
+    scenes = Planted("birds", "test", count=12)
+    drawn = draw_pairs(loaded.model, scenes, 2, batch=8)
+    module = loaded.model.module
+    assert module is not None
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    score = benchmark("randomised").score
+    protomask.register("blank", "For tests.")(lambda: blank)
+    request.addfinalizer(lambda: LOCALISERS.pop("blank"))
+    methods = ("upsampling", "random", "centre", "blank")
+    shuffled, nothing = score(loaded, scenes, drawn, methods, 1, 0, 8)
+    again, _ = score(loaded, scenes, drawn, methods, 2, 0, 8)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert shuffled.pairs is drawn
+    # Controls see no weights: theirs are the same under every shuffle, unless there is nothing to locate.
+    assert nothing == {"upsampling": 0, "random": 0, "centre": 0, "blank": 2}
+    assert (shuffled.values["blank"]["energy"] == 0).all()
+    for method, same in (("random", True), ("centre", True), ("upsampling", False)):
+        assert np.array_equal(shuffled.values[method]["energy"], again.values[method]["energy"]) == same
+    with randomised(module, 1):
+        by_hand = load_model("demo:protopnet").model.module
+        assert by_hand is not None
+        assert not all(torch.equal(a, b) for a, b in zip(module.parameters(), by_hand.parameters(), strict=True))
+
+
+def test_commands_keep_no_folder_of_this_machine(benchmark: Any) -> None:
+    shortened = benchmark("localisation").shortened
+    assert shortened("python a.py --root /data/birds --out=/tmp/x 'a b' rel/ative") == (
+        "python a.py --root birds --out=x 'a b' rel/ative"
+    )
+
+
+def test_pool_reads_what_localisation_writes(benchmark: Any, tmp_path: Path) -> None:
+    for n in range(2):
+        pairs = [Scored(f"{k}.png", f"0/{k}.png", "", 0, "a", "") for k in range(3)]
+        write_csv((tmp_path / str(n)).with_suffix(".csv"), pairs, {"mdm": {"energy": np.full(3, n / 2)}})
+        (tmp_path / f"run{n}").mkdir()
+        (tmp_path / f"{n}.csv").rename(tmp_path / f"run{n}" / "pairs.csv")
+    pool = benchmark("pool").pooled([tmp_path / "run0", tmp_path / "run1"])
+    assert pool.summaries()["mdm"]["energy"].mean == 0.25
+    assert pool.groups[2:4] == ("0/0/2.png", "1/0/0.png")
+    assert len(read_csv(tmp_path / "run0" / "pairs.csv")[0]) == 3
