@@ -95,6 +95,10 @@ class Contract:
         """[B, P, h, w] which pool to the activations, or None where the model has no such maps."""
         return self._optional("similarity_maps", images)
 
+    def distance_maps(self, images: Tensor) -> Tensor | None:
+        """[B, P, h, w], what the similarity maps are made of, lowest where they are highest (ProtoPNet), or None."""
+        return self._optional("distance_maps", images)
+
     def occurrence_maps(self, images: Tensor) -> Tensor | None:
         """[B, P, h, w] >= 0, where each prototype occurs (XProtoNet), or None."""
         return self._optional("occurrence_maps", images)

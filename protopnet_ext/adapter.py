@@ -126,6 +126,10 @@ class ProtoPNetModel(Adapter):
         """[B, P, h, w], whose maxima are the activations; None for a model where they are not."""
         return self._similarity(self._distances(images)) if self._has_maps else None
 
+    def distance_maps(self, images: Tensor) -> Tensor | None:
+        """[B, P, h, w], the distances that the similarity maps are made of, as ``push_forward`` gives them; or None."""
+        return self._distances(images) if self._has_maps else None
+
     def logits(self, images: Tensor) -> Tensor:
         """[B, K], the model's own."""
         came = self.module(images)

@@ -17,6 +17,7 @@ from protomask.localisers.functions import FunctionLocaliser, register_localiser
 from protomask.localisers.gradcam import GradCAM
 from protomask.localisers.gradients import IntegratedGradients, Saliency, SmoothGrad
 from protomask.localisers.mdm import MDM, SingleMask
+from protomask.localisers.mdm_paper import MDMPaper
 from protomask.localisers.neuromask import NeuroMask
 from protomask.localisers.occlusion import Occlusion
 from protomask.localisers.plugins import load_entry_points, load_plugin
@@ -37,6 +38,7 @@ __all__ = [
     "GradCAM",
     "IntegratedGradients",
     "Localiser",
+    "MDMPaper",
     "Maps",
     "NeuroMask",
     "Occlusion",
