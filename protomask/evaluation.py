@@ -23,6 +23,7 @@ from protomask.metrics import (
     METRICS,
     Summary,
     Truth,
+    flattering,
     paired_difference,
     summarise,
 )
@@ -75,8 +76,8 @@ class Evaluation:
         }
 
     def optimised_with_scoring_fill(self) -> tuple[str, ...]:
-        """Methods whose causal scores flatter them, since they were trained with the fill that scores them."""
-        return tuple(method for method, fill in self.fills.items() if self.scoring_fill in fill.split("+"))
+        """Methods that :func:`protomask.metrics.flattering` names a score of: it was trained with the fill of that."""
+        return tuple(m for m, fill in self.fills.items() if flattering(fill, self.values.get(m, ()), self.scoring_fill))
 
 
 Seen = Callable[[Sequence[Pair], Sequence[Sample], Mapping[str, Localisation], Truth], object]

@@ -20,6 +20,7 @@ from protomask.checks import check_choice, check_count, check_index, check_numbe
 from protomask.data.sample import Dataset, Sample
 from protomask.draws import content_of, generator_of
 from protomask.errors import InputError, expected
+from protomask.loading import Relabelled
 from protomask.localisers import Localiser
 from protomask.locating import locate
 from protomask.metrics.parts import consistency, merged_sides, parts_in_box, purity, stability
@@ -102,7 +103,7 @@ def prototype_scores(
     for prototype in wanted:
         check_index("prototypes", prototype, known.num_prototypes)
     work = _Work(known, dataset, method, seed, batch, progress)
-    pools = _pools(known, dataset, wanted, max(pool if "purity" in metrics else 0, images), seed)
+    pools = prototype_pools(known, dataset, wanted, pool_size(metrics, images, pool), seed)
     return _scored(work, pools, torch.tensor(wanted), metrics, images, (half, patch_half), mode)
 
 
@@ -190,25 +191,45 @@ class _Work:
         return [(index, prototype) for prototype, chosen in best.items() for index in chosen]
 
 
-def _pools(model: Contract, dataset: Dataset, wanted: Sequence[int], size: int, seed: int) -> dict[int, list[int]]:
+def pool_size(metrics: Collection[str], images: int = IMAGES, pool: int = POOL) -> int:
+    """How many samples of a prototype's classes :func:`prototype_scores` looks at for these metrics, at most."""
+    return max(pool if "purity" in metrics else 0, images)
+
+
+def rounds_of(metrics: Collection[str]) -> int:
+    """How often a prototype is located on its images for these metrics."""
+    shared = {"consistency", "stability"} & set(metrics)
+    return bool(shared) + ("stability" in metrics) + ("purity" in metrics)
+
+
+def prototype_pools(
+    model: Contract, dataset: Dataset, wanted: Sequence[int], size: int, seed: int
+) -> dict[int, list[int]]:
     """prototype -> up to ``size`` samples of its classes, in an order drawn from the seed.
 
     Where the model tells no class weights, every sample is every prototype's.
     """
     classed = model.class_weights() is not None
-    known = getattr(dataset, "labels", None)
     owners: dict[int, frozenset[int]] = {}
     pools: dict[int, list[int]] = {p: [] for p in wanted}
     for index in np.random.default_rng([seed, 2]).permutation(len(dataset)).tolist():
         open_ = {p for p, pool in pools.items() if len(pool) < size}
         if not open_:
             break
-        label = int(known[index]) if known is not None else dataset[index].label
+        label = _label(dataset, index)
         if label not in owners:
             owners[label] = frozenset(class_prototypes(model, [label]).tolist() if classed and label >= 0 else wanted)
         for prototype in open_ & owners[label]:
             pools[prototype].append(index)
     return pools
+
+
+def _label(dataset: Dataset, index: int) -> int:
+    """A sample's class; without reading the sample where the data set tells the labels of all."""
+    if isinstance(dataset, Relabelled):
+        return dataset.labels[_label(dataset.dataset, index)]
+    known = getattr(dataset, "labels", None)
+    return dataset[index].label if known is None else int(known[index])
 
 
 def _by_image(pairs: Sequence[tuple[int, int]], size: int) -> list[list[tuple[int, int]]]:

@@ -31,6 +31,8 @@ from protomask.pairs import SHOWN, tensors
 from protomask.records import Localisation, Targets
 from protomask.targets import TargetsLike
 
+AGREEMENT_IMAGES = 50
+
 
 @contextmanager
 def randomised(module: nn.Module, seed: int = 0, layers: Collection[str] | None = None) -> Iterator[None]:
@@ -81,6 +83,7 @@ def randomisation(
     batch: int = 32,
     boxes: Tensor | None = None,
     regions: Tensor | None = None,
+    image_ids: Sequence[str] | None = None,
 ) -> Tensor:
     """How alike each map is to the map of the same model with shuffled weights.
 
@@ -88,7 +91,8 @@ def randomisation(
     that of a network that knows nothing is not about the network. NaN where there was nothing to locate (a constant
     map); 0 where the shuffled network gave a constant map. Pitfalls: a network's architecture alone makes maps alike
     (its edges, its fall at the border), so a little is no failure; a method that draws at random scores best: read it
-    beside the causal metrics. The controls ``centre`` and ``annotation`` score 1 by construction.
+    beside the causal metrics. The controls look at no weights and score 1 by construction (``random`` draws from the
+    seed, the image and the prototype), except where the shuffled network has nothing to locate.
 
     Args:
         model: as for :func:`protomask.locate`; it comes back bit by bit as it came.
@@ -102,15 +106,17 @@ def randomisation(
         batch: images in one network pass.
         boxes: [N, 4], for the control ``centre``.
         regions: [N, H, W], for the control ``annotation``.
+        image_ids: B names of the images, for methods that look maps up by name.
 
     Returns:
         [N] float64.
     """
     known = contract(model)
-    module = _module(known)
+    module = check_shuffles(known)
 
     def maps(pairs: TargetsLike) -> Localisation:
-        return locate(known, images, pairs, method, seed=seed, batch=batch, boxes=boxes, regions=regions)
+        told = {"boxes": boxes, "regions": regions, "image_ids": image_ids}
+        return locate(known, images, pairs, method, seed=seed, batch=batch, **told)  # type: ignore[arg-type]
 
     before = maps(targets) if found is None else found
     with randomised(module, seed, layers):
@@ -145,7 +151,7 @@ def cascade(
         The lowest layer shuffled -> [N] float64, in the order of the stages.
     """
     known = contract(model)
-    down = layers_of(_module(known))[::-1]
+    down = layers_of(check_shuffles(known))[::-1]
     check_count("stages", stages)
     found = locate(known, images, targets, method, seed=seed, batch=batch)
     ends = sorted({round(len(down) * k / stages) for k in range(1, stages + 1)} - {0})
@@ -175,12 +181,17 @@ class Agreement:
     groups: tuple[str, ...]
 
 
+def agreement_images(dataset: Dataset, images: int = AGREEMENT_IMAGES, seed: int = 0) -> list[int]:
+    """The samples that :func:`agreement` compares maps of, by index, in its order; all where there are fewer."""
+    return np.random.default_rng([seed, 3]).permutation(len(dataset))[:images].tolist()
+
+
 def agreement(
     models: Sequence[object],
     dataset: Dataset,
     method: str | Localiser = "mdm",
     *,
-    images: int = 50,
+    images: int = AGREEMENT_IMAGES,
     shown: int = SHOWN,
     kind: str = "rank-correlation",
     seed: int = 0,
@@ -211,8 +222,7 @@ def agreement(
     if len(known) < 2 or len({m.input_shape for m in known}) > 1:
         shapes = [m.input_shape for m in known]
         raise InputError(expected("models", "at least two of one input size", shapes))
-    drawn = np.random.default_rng([seed, 3]).permutation(len(dataset))[:images].tolist()
-    samples = [dataset[index] for index in drawn]
+    samples = [dataset[index] for index in agreement_images(dataset, images, seed)]
     maps = [_evidence(model, samples, method, shown, seed, batch) for model in known]
     pairs = tuple(combinations(range(len(known)), 2))
     same = [map_similarity(maps[a], maps[b], kind) for a, b in pairs]
@@ -253,7 +263,8 @@ def _likeness(before: Localisation, after: Localisation, kind: str) -> Tensor:
     return alike.masked_fill(~before.located, torch.nan)
 
 
-def _module(model: Contract) -> nn.Module:
+def check_shuffles(model: Contract) -> nn.Module:
+    """The model's module; ModelError where it has none with weights that could be shuffled."""
     if model.module is None or not layers_of(model.module):
         raise ModelError(expected("model.module", "a module with weights to shuffle", type(model.module).__name__))
     return model.module

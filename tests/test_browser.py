@@ -1,4 +1,7 @@
-"""The report in a real browser, headless: nothing on the console, nothing asked of the network, and there at once."""
+"""The report in a real browser, headless: nothing on the console, nothing asked of the network, and there at once.
+
+Skipped where there is no browser, unless ``PROTOMASK_BROWSER=required`` is set: then there must be one.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,20 @@ from protomask.commands.publish import report_from
 
 from .results_tools import METHODS, make_results
 
-BROWSER = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (found := shutil.which(name))),
-    None,
-)
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+def find_browser(path: str | None, asked: str) -> str | None:
+    """The first browser on the search path; without one None, or an error where it is asked to be there."""
+    if asked not in ("", "required"):
+        raise ValueError(f"PROTOMASK_BROWSER: expected required, or nothing, got {asked!r}")
+    found = next((found for name in NAMES if (found := shutil.which(name, path=path))), None)
+    if found is None and asked:
+        raise RuntimeError(f"PROTOMASK_BROWSER=required: expected one of {', '.join(NAMES)} on the PATH, got none")
+    return found
+
+
+BROWSER = find_browser(None, os.environ.get("PROTOMASK_BROWSER", ""))
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on the PATH")
 NASTY = "</script><img src=http://127.0.0.1:9/x onerror=console.error(1)>\n&\"'"
 MANY = (*METHODS[:3], *(f"method-{k}" for k in range(10)), *METHODS[3:])
@@ -74,6 +87,15 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return report_from(
         make_results(tmp_path_factory.mktemp("small"), 12, METHODS, metrics=("energy", "iou-best", "deletion"))
     )
+
+
+def test_a_browser_that_is_required_must_be_there(tmp_path: Path) -> None:
+    assert find_browser(str(tmp_path), "") is None
+    with pytest.raises(RuntimeError, match="PROTOMASK_BROWSER=required: expected one of chromium"):
+        find_browser(str(tmp_path), "required")
+    with pytest.raises(ValueError, match="expected required, or nothing, got 'no'"):
+        find_browser(None, "no")
+    assert find_browser(None, "required") == BROWSER
 
 
 def test_the_console_is_heard(tmp_path: Path) -> None:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from protomask.cli import main, parser
 from protomask.data import Planted
+from protomask.loading import load_model
 from protomask.localisers import LOCALISERS
 from protomask.metrics import METRICS
 
@@ -58,8 +65,127 @@ def _locate_into_found() -> None:
     assert main(["locate", "demo:protopnet", "photos", "--out", "found", *options]) == 0
 
 
+# Commands --------------------------------------------------------------------------------------------------------
+
+SHELLS = ("bash", "sh")
+SCRIPTS = Path(sys.executable).parent  # where the console scripts are installed
+COPIED = (*PAGES, ROOT / "README.md")
+_BLOCK = re.compile(r"(?:^<!-- (?P<mark>[^\n]*) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```", flags=re.S | re.M)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of commands or configuration, with what the comment right before it says."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+    mark: str
+
+    @property
+    def reason(self) -> str:
+        """Why it is not run here; empty where it is."""
+        kind, _, said = self.mark.partition(": ")
+        if kind == "ci":
+            return f".ci/run runs it, as its step for {said}"
+        return said if kind == "not run" else ""
+
+    def __str__(self) -> str:
+        return f"{self.page.stem}-{self.line}"
+
+
+def found_in(text: str, page: Path, languages: tuple[str, ...]) -> list[Block]:
+    return [
+        Block(page, text.count("\n", 0, m.start("text")), m["language"], m["text"], m["mark"] or "")
+        for m in _BLOCK.finditer(text)
+        if m["language"] in languages
+    ]
+
+
+def found(*languages: str) -> list[Block]:
+    return [block for page in COPIED for block in found_in(page.read_text(encoding="utf-8"), page, languages)]
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the commands of the pages take for granted, under the names that they use."""
+    folder = tmp_path_factory.mktemp("given")
+    scenes = Planted("birds", "test", count=24)
+    for k in range(24):
+        place = folder / "by-class" / scenes.class_names[scenes[k].label] / f"{k}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(scenes[k].image).save(place)
+    (folder / "photos").mkdir()
+    Image.fromarray(scenes[0].image).save(folder / "photos" / "bird.png")
+    loaded = load_model("demo:protopnet")
+    assert loaded.folder is not None
+    shutil.copytree(loaded.folder, folder / "runs" / "cub")
+    torch.save(loaded.model.module, folder / "model.pth")
+    weights = loaded.model.class_weights()
+    assert weights is not None
+    own = weights.argmax(1).numpy()
+    np.save(folder / "bb10.npy", np.stack([np.arange(len(own)), *[np.zeros(len(own), int)] * 4, own], 1))
+    registered = (b for b in blocks(ROOT / "docs" / "localisers.md", "python") if "register_localiser" in b)
+    (folder / "mine.py").write_text(next(registered), encoding="utf-8")
+    return folder
+
+
+def run_in(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
+    """Commands in a shell that stops at the first failure, with the installed scripts and one thread."""
+    environment = {**os.environ, "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    command = ["bash", "-euo", "pipefail", "-c", text]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.mark.parametrize("page", COPIED, ids=lambda page: page.stem)
+def test_commands_run_one_after_the_other(page: Path, given: Path, tmp_path: Path) -> None:
+    shutil.copytree(given, tmp_path, dirs_exist_ok=True)
+    for block in found(*SHELLS):
+        if block.page == page and not block.reason:
+            ended = run_in(tmp_path, block.text)
+            assert ended.returncode == 0, f"{page.name}, line {block.line}: {ended.stderr[-2000:]}"
+            assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("block", [block for block in found(*SHELLS) if block.reason], ids=str)
+def test_what_does_not_run_here_says_why(block: Block) -> None:
+    assert len(block.reason.split()) > 3
+    pytest.skip(block.reason)  # so that pytest's summary lists it
+
+
+def test_marks_are_read_and_others_are_no_excuse(tmp_path: Path) -> None:
+    text = "<!-- not run: needs a GPU of its own -->\n```bash\nfalse\n```\n<!-- a note -->\n```sh\ntrue\nfalse\n```\n"
+    marked, plain = found_in(text, tmp_path, SHELLS)
+    assert (marked.reason, plain.reason) == ("needs a GPU of its own", "")
+    assert run_in(tmp_path, plain.text).returncode != 0
+    assert found_in("<!-- not run: far away -->\n\n```sh\nfalse\n```\n", tmp_path, SHELLS)[0].reason == ""
+
+
+def test_the_configuration_registers_the_family_of_its_page(tmp_path: Path) -> None:
+    """As pip would: what the table of entry points says beside the page's own code as the package that it names."""
+    (block,) = found("toml")
+    lines = [line.strip() for line in block.text.splitlines() if line.strip()]
+    group, *entries = [line.replace('"', "") for line in lines]
+    package = entries[0].partition("=")[2].partition(":")[0].strip()
+    code = "\n".join(blocks(block.page, "python"))
+    (tmp_path / f"{package}.py").write_text(code, encoding="utf-8")
+    about = tmp_path / f"{package}-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1\n")
+    group = group.removeprefix("[project.entry-points.").removesuffix("]")
+    (about / "entry_points.txt").write_text("\n".join([f"[{group}]", *entries]) + "\n")
+    asked = "from protomask.model import families; print(families()['dotted'].name)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, "-c", asked]
+    ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.stdout.endswith("dotted\n"), ended.stderr
+
+
 def _commands() -> list[str]:
-    pieces = [block for page in PAGES for language in ("bash", "sh") for block in blocks(page, language)]
+    pieces = [block for page in PAGES for language in SHELLS for block in blocks(page, language)]
     lines = [line for block in pieces for line in block.replace("\\\n", " ").splitlines()]
     return [line for line in lines if line.startswith("protomask ")]
 

@@ -24,7 +24,7 @@ from protomask.reporting.page import Choice, page, settled
 from protomask.reporting.results import Results, read_results
 from protomask.reporting.tidy import COLUMNS, Scored, read_csv, write_csv, write_parquet
 from protomask.store import read_regions
-from protomask.visualise.blocks import DifferenceTable, DotPlot, Multiples, PlainTable
+from protomask.visualise.blocks import DifferenceTable, DotPlot, Multiples, PlainTable, ScoreTable
 from protomask.visualise.report import render
 
 from .results_tools import METHODS, about, localisation, make_results, sample, values
@@ -195,12 +195,36 @@ def test_mean_ranks_are_scipys() -> None:
     assert used == ("energy", "deletion")
     competing = methods[:3]
     energy = rankdata(-np.stack([made[m]["energy"] for m in competing]), axis=0)
-    deletion = rankdata(np.stack([made[m]["deletion"] for m in competing]), axis=0)
-    per_pair = np.where(np.arange(30) < 5, energy, (energy + deletion) / 2)
-    for row, method in enumerate(competing):
+    # Deletion flatters single-mask: the other two are ranked among themselves, 1 and 2 stretched to 1 and 3.
+    deletion = 2 * rankdata(np.stack([made[m]["deletion"] for m in competing[:2]]), axis=0) - 1
+    per_pair = np.where(np.arange(30) < 5, energy[:2], (energy[:2] + deletion) / 2)
+    for row, method in enumerate(competing[:2]):
         assert ranks[method].mean == pytest.approx(per_pair[row].mean())
+    assert ranks["single-mask"].mean == pytest.approx(energy[2].mean())
     assert list(ranks) == sorted(ranks, key=lambda m: ranks[m].mean)
     assert "random" not in ranks
+
+
+def test_a_flattered_method_has_no_rank_by_what_flatters_it() -> None:
+    made = values(8, METHODS, ("deletion", "insertion", "deletion@blur"))
+    results = _results(made, METHODS, 8)
+    ranks, used = mean_ranks(results, ("deletion", "insertion"))
+    assert set(ranks) == {"mdm", "upsampling"}
+    assert used == ("deletion", "insertion")
+    assert set(mean_ranks(results, ("deletion@blur",))[0]) == {"mdm", "upsampling", "single-mask"}
+    two = {m: made[m] for m in ("mdm", "single-mask")}
+    assert mean_ranks(_results(two, ("mdm", "single-mask"), 8), ("deletion",)) == ({}, ())  # one is no competition
+
+
+def test_what_is_left_out_of_the_ranks_is_marked(folder: Path) -> None:
+    blocks = [b for b in page(read_results(folder), Choice(pairs=1)).blocks if b.heading == "Ranking"]
+    plot, table = blocks
+    assert isinstance(plot, DotPlot)
+    assert isinstance(table, ScoreTable)
+    assert "single-mask on deletion, insertion, deletion-30, insertion-30, sufficiency-drop." in plot.caption
+    assert table.marked == {("single-mask", "Against the model")}
+    assert set(plot.scores["single-mask"]) == {"Against the annotation"}
+    assert set(plot.scores["mdm"]) == {"Against the annotation", "Against the model"}
 
 
 def test_a_metric_that_a_competitor_lacks_ranks_nobody() -> None:

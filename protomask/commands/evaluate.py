@@ -30,14 +30,15 @@ from protomask.commands.publish import Kept, publish
 from protomask.data import Dataset, own_options
 from protomask.errors import InputError, expected
 from protomask.evaluation import METHODS, Evaluation
-from protomask.jobs.drawing import drawn_pairs
+from protomask.jobs.drawing import contents, drawn_pairs
 from protomask.jobs.evaluating import EvaluateJob, EvaluateTask, gather, plan_evaluate
 from protomask.jobs.folder import Folder
+from protomask.jobs.studies import MOST_PROTOTYPES, check_studies, gather_studies, plan_studies, runs_again
 from protomask.jobs.work import MOST_SAID, Engine, Terms
 from protomask.loading import Loaded, load_model
 from protomask.localisers import image_passes_of
 from protomask.locating import resolve_method
-from protomask.metrics import check_metrics, scoring_passes
+from protomask.metrics import metrics_by_scope, scoring_passes
 from protomask.model import device_of
 from protomask.pickles import printable
 from protomask.store import Plan, prepare_output
@@ -53,10 +54,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Score localisation methods on the same (image, prototype) pairs.\n\n"
         "Writes into --out: pairs.csv and pairs.parquet (a row per pair, method and metric), scores.json, scores.tex,\n"
         "run.json, regions.json, examples/, panels/ and a self-contained report.html, which `protomask report` makes\n"
-        "again from the rest. Intervals are 95 % bootstrap intervals, clustered by image.",
+        "again from the rest. Intervals are 95 % bootstrap intervals, clustered by image.\n\n"
+        "Metrics of prototypes (consistency, stability, purity: data with annotated parts) write prototypes.csv too;\n"
+        "randomisation runs each method once more on every pair; agreement needs --agree, and writes agreement.csv.",
         epilog="examples:\n"
         "  protomask evaluate demo:protopnet --data planted --scenes 400 --out scores\n"
-        "  protomask evaluate runs/cub --data cub --root CUB_200_2011 --methods mdm,upsampling,random --out scores",
+        "  protomask evaluate runs/cub --data cub --root CUB_200_2011 --methods mdm,upsampling,random --out scores\n"
+        "  protomask evaluate runs/a --agree runs/b --data cub --root CUB_200_2011 \\\n"
+        "      --metrics energy,deletion,consistency,purity,randomisation,agreement --out scores",
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     add_trust(parser)
@@ -67,6 +72,21 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument(
         "--pairs", type=positive, default=200, metavar="N", help="pairs to score (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--prototypes",
+        type=positive,
+        default=MOST_PROTOTYPES,
+        metavar="N",
+        help="prototypes to score at most, drawn from the seed, on 10 images each, where --metrics names consistency, "
+        "stability or purity (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--agree",
+        action="append",
+        default=[],
+        metavar="MODEL",
+        help="another training of the same classes: compare its maps with those of MODEL (agreement); may be repeated",
     )
     parser.add_argument(
         "--clear-parts",
@@ -94,10 +114,12 @@ def run(args: argparse.Namespace) -> None:
     methods = default_methods(args.data) if args.methods is None else tuple(args.methods.split(","))
     methods += load_methods(args)
     check_methods(methods)
-    check_metrics(args.metrics)
+    check_names(args.metrics)
     terms = terms_of(args)
     threads = threads_of(args.threads, out)
     loaded, dataset = open_data(args)
+    others = open_others(args)
+    check_studies(args.metrics, loaded, dataset, others)
     args.batch = batch_of(args.batch, args.memory, device_of(loaded.model).type, out)
     settle_batch(args, loaded)
     options: dict[str, Any] = {
@@ -106,7 +128,7 @@ def run(args: argparse.Namespace) -> None:
         "batch": args.batch,
         "clear_parts": args.clear_parts,
     }
-    options |= {"data": _spelled(args), "metrics": args.metrics}
+    options |= {"data": _spelled(args), "metrics": args.metrics, "prototypes": args.prototypes, "others": others}
     job = evaluation_job(out, loaded, dataset, methods, threads=threads, terms=terms, **options)
     engine = engine_of(args, job.plan, partial(reopen_job, args, job.plan, job.task))
     finish_evaluation(out, job, terms, engine, panels=args.panels, assemble=args.assemble)
@@ -118,15 +140,28 @@ def open_data(args: argparse.Namespace) -> tuple[Loaded, Dataset]:
     return loaded, dataset_for(args, loaded)
 
 
+def open_others(args: argparse.Namespace) -> tuple[Loaded, ...]:
+    """The models that ``--agree`` names."""
+    return tuple(load_model(name, choose_device(args.device), args.size, trust=args.trust) for name in args.agree)
+
+
 def reopen_job(args: argparse.Namespace, plan: Plan, task: EvaluateTask) -> EvaluateJob:
     """The same job in another process."""
     load_methods(args)
-    return EvaluateJob(plan, *open_data(args), task)
+    return EvaluateJob(plan, *open_data(args), task, open_others(args))
 
 
 def default_methods(data: str) -> tuple[str, ...]:
     """All methods of this kind of data: a folder has no annotation to show."""
     return tuple(m for m in METHODS if data != "folder" or m != "annotation")
+
+
+def check_names(metrics: Sequence[str] | None) -> None:
+    """InputError unless these are metrics, one of them at least of pairs, whose table the files and the report need."""
+    scopes = metrics_by_scope(metrics)
+    if not scopes["pair"]:
+        came = ", ".join(metrics or ())
+        raise InputError(expected("--metrics", "one metric per pair at least, such as energy, beside the others", came))
 
 
 def check_methods(methods: Sequence[str]) -> None:
@@ -191,6 +226,8 @@ def evaluation_job(
     terms: Terms,
     data: Mapping[str, Any] | None = None,
     metrics: tuple[str, ...] | None = None,
+    prototypes: int = MOST_PROTOTYPES,
+    others: tuple[Loaded, ...] = (),
 ) -> EvaluateJob:
     """The job of scoring ``methods``, its pairs drawn now, or before, and kept in ``out``."""
     drawn = drawn_pairs(
@@ -208,8 +245,9 @@ def evaluation_job(
     )
     for reason in drawn.skipped:
         tqdm.write(f"skipped: {printable(reason, MOST_SAID)}")
-    task = EvaluateTask(tuple(methods), seed, batch, metrics=metrics, threads=threads)
-    return EvaluateJob(plan_evaluate(loaded, dataset, drawn, task), loaded, dataset, task)
+    task = EvaluateTask(tuple(methods), seed, batch, metrics=metrics, threads=threads, prototypes=prototypes)
+    beside = plan_studies(loaded, dataset, contents(dataset, data or {}), task.asked(others), seed)
+    return EvaluateJob(plan_evaluate(loaded, dataset, drawn, task, beside), loaded, dataset, task, others)
 
 
 def finish_evaluation(
@@ -228,7 +266,8 @@ def finish_evaluation(
     def finish(folder: Folder) -> None:
         kept = Kept(panels, out)
         result = gather(folder.run, job.dataset, kept.see)
-        publish(out, job.loaded, job.dataset, result, kept, seed=job.task.seed, extra=extra)
+        studied = gather_studies(folder.run)
+        publish(out, job.loaded, job.dataset, result, kept, studied, seed=job.task.seed, extra=extra)
         made.append((result, kept))
 
     run_job(
@@ -251,13 +290,28 @@ def _spelled(args: argparse.Namespace) -> dict[str, Any]:
 
 def _say_cost(job: EvaluateJob, left: float) -> None:
     methods, pairs = job.task.methods, len(job.plan.items)
-    backward = sum(resolve_method(name)[0].passes for name in methods)
-    forward, more = (len(methods) * passes for passes in scoring_passes(job.task.metrics))
-    forward += sum(image_passes_of(resolve_method(name)[0]) for name in methods)
+    localisers = {name: resolve_method(name)[0] for name in methods}
+    again = [name for name in methods if runs_again(name)]
+    rounds = {name: 1 + (job.task.randomises and name in again) for name in methods}
+    backward = sum(rounds[name] * made.passes for name, made in localisers.items())
+    forward, more = (len(methods) * passes for passes in scoring_passes(job.task.per_pair))
+    forward += sum(rounds[name] * image_passes_of(made) for name, made in localisers.items())
+    beside = sum(shard.maps for shard in job.plan.shards if shard.study) / max(1, len(again))  # maps per method
     each = [seconds_per_pass(job.loaded, min(job.task.batch, 8), gradient=g) for g in (True, False)]
     seconds = left * pairs * ((backward + more) * each[0] + forward * each[1])
+    seconds += left * beside * sum(localisers[name].passes * each[0] for name in again)
+    seconds += left * beside * sum((1 + image_passes_of(localisers[name])) * each[1] for name in again)
     already = "" if left == 1 else f"; {1 - left:.0%} is stored"
     print(
         f"{pairs} pairs, {len(methods)} methods: {backward + more:.0f} forward + gradient and {forward:.0f} forward "
-        f"passes per pair, about {spell_duration(seconds)}{already}."
+        f"passes per pair{_spell_more(job, beside)}, about {spell_duration(seconds)}{already}."
     )
+
+
+def _spell_more(job: EvaluateJob, beside: float) -> str:
+    """What is located beside each pair's own maps."""
+    told = ["randomisation locates each pair once more"] if job.task.randomises else []
+    if beside:
+        studies = [*job.task.asked().metrics, *(["agreement"] if job.others else [])]
+        told.append(f"{', '.join(studies)}: {beside:.0f} more maps per method")
+    return f" ({'; '.join(told)})" if told else ""

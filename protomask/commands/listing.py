@@ -8,7 +8,7 @@ from collections.abc import Callable
 from protomask.commands.common import add_plugin
 from protomask.errors import ResourceError
 from protomask.localisers import LOCALISERS, image_passes_of, load_entry_points
-from protomask.metrics import METRICS
+from protomask.metrics import METRICS, Metric
 
 
 def add_parser(
@@ -43,9 +43,19 @@ def _cost(name: str) -> str:
 
 
 def metrics(args: argparse.Namespace) -> None:
-    """Print every metric and its direction."""
+    """Print every metric, its direction, and what it asks for where that is more than its name."""
     arrow = {True: "Higher is better.", False: "Lower is better."}
-    _print({name: f"{m.sentence} {arrow[m.higher_is_better]}" for name, m in METRICS.items()})
+    said = {name: f"{m.sentence} {arrow[m.higher_is_better]}" for name, m in METRICS.items()}
+    _print({name: f"{sentence} {_asked(METRICS[name])}".strip() for name, sentence in said.items()})
+
+
+def _asked(metric: Metric) -> str:
+    """What `protomask evaluate` needs for it beside a name per pair."""
+    if metric.scope == "prototype":
+        return "Over prototypes: needs annotated parts; --prototypes N are located on 10 images each."
+    if "models" in metric.needs:
+        return "Needs --agree MODEL, another training; may be repeated."
+    return "Runs each method once more on every pair." if metric.scope == "study" else ""
 
 
 def _print(sentences: dict[str, str]) -> None:

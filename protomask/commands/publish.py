@@ -3,6 +3,7 @@
 ``publish`` writes into the output folder
 
 - ``pairs.csv`` and ``pairs.parquet``, one row per pair, method and metric (:mod:`protomask.reporting.tidy`);
+- ``prototypes.csv`` and ``agreement.csv``, where they were asked for (:mod:`protomask.reporting.beside`);
 - ``scores.json``, means with intervals, and ``scores.tex``, the same as LaTeX tables;
 - ``run.json``, what was run: model, data, seed, methods with settings, metrics, counts, versions, command;
 - ``regions.json``, COCO annotations; ``examples/``, compact maps of all pairs; ``panels/`` and ``pictures/``;
@@ -14,6 +15,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,13 @@ from protomask.data import Dataset
 from protomask.errors import ProtomaskError
 from protomask.evaluation import CONTROLS, Evaluation
 from protomask.files import write_bytes, write_text
+from protomask.jobs.studies import Studied
 from protomask.loading import Loaded
 from protomask.localisers import LOCALISERS
 from protomask.metrics import METRICS, Summary, flattering
 from protomask.model import device_of
 from protomask.pairs import Pair
+from protomask.reporting.beside import AGREEMENT, PROTOTYPES, Beside, write_beside
 from protomask.reporting.kept import Kept
 from protomask.reporting.latex import latex
 from protomask.reporting.page import TITLES, Choice, describe_pairs, page
@@ -50,6 +54,7 @@ def publish(
     dataset: Dataset,
     result: Evaluation,
     kept: Kept,
+    studied: Studied | None = None,
     *,
     seed: int,
     extra: Sequence[Picture] = (),
@@ -62,10 +67,15 @@ def publish(
         dataset: its samples.
         result: the scores.
         kept: the maps that were kept for files and pictures.
+        studied: what was found beside the pairs.
         seed: of the intervals.
         extra: pictures to put into the report before the panels.
     """
+    beside = tables_of(studied or Studied(), loaded)
     summaries = result.summaries(seed)
+    for table in beside:
+        for method, scores in table.summaries(seed).items():
+            summaries[method] = {**summaries.get(method, {}), **scores}
     counts = counts_of(result)
     print(describe_pairs(counts))
     print(score_table(summaries, tuple(METRICS)))
@@ -73,12 +83,36 @@ def publish(
     write_scores(out / "scores.json", {loaded.name: summaries})
     write_csv(out / "pairs.csv", pairs, result.values)
     write_parquet(out / "pairs.parquet", pairs, result.values)
+    written = [table.kind.file for table in beside if write_beside(out, table)]
     write_text(out / "scores.tex", _latex(summaries, result))
     kept.finish(out, result.pairs.pairs, loaded.names())
     pictures = [*_put_pictures(out, extra), *draw_panels(out, loaded, result, kept)[:PANELS_SHOWN]]
     write_json(out / "run.json", run_record(loaded, dataset, result, kept, seed, counts, pictures), indent=1)
     report_from(out)
-    print(f"written: {', '.join(str(out / name) for name in WRITTEN)}")
+    print(f"written: {', '.join(str(out / name) for name in (*WRITTEN, *written))}")
+
+
+def tables_of(studied: Studied, loaded: Loaded) -> tuple[Beside, Beside]:
+    """What was found beside the pairs, as tables: of prototypes, and of agreement."""
+    prototypes = tuple((str(p), loaded.model.describe(p), _classes(loaded, p)) for p in studied.prototypes)
+    compared = list(combinations(studied.models, 2))
+    rows = [(image, group, f"{a} and {b}") for a, b in compared for image, group in studied.images]
+    alike = {m: {name: v.ravel() for name, v in columns.items()} for m, columns in studied.alike.items()}
+    return (
+        Beside(PROTOTYPES, prototypes, studied.scores),
+        Beside(AGREEMENT, tuple((str(k), *row) for k, row in enumerate(rows)), alike),
+    )
+
+
+def _classes(loaded: Loaded, prototype: int) -> str:
+    """The classes that a prototype speaks for, by name or index; empty where the model does not say."""
+    weights = loaded.model.class_weights()
+    if weights is None:
+        return ""
+    own = weights[prototype]
+    indices = ((own == own.max()) & (own > 0)).nonzero().squeeze(1).tolist()
+    names = loaded.class_names
+    return "; ".join(names[k] if k < len(names) else str(k) for k in indices)
 
 
 def report_from(folder: str | Path, out: str | Path | None = None, choice: Choice | None = None) -> Path:

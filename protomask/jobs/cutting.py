@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from protomask.jobs.digests import digest
@@ -38,6 +39,31 @@ def cut_pairs(
     """Shards of ``size`` pairs each, the last with what is left."""
     ranges = [(start, min(start + size, len(digests)), 0, 0) for start in range(0, len(digests), size)]
     return _shards(ranges, digests, methods, settings)
+
+
+def cut_study(
+    study: str,
+    digests: Sequence[Any],
+    size: int,
+    maps: int,
+    methods: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    first: int,
+) -> list[ShardPlan]:
+    """Shards of a study, of ``size`` items each, the last with what is left.
+
+    Args:
+        study: its name.
+        digests: of its items, in order.
+        size: items per shard.
+        maps: that an item takes.
+        methods: name -> what its results depend on.
+        settings: what all results depend on.
+        first: number of the first chunk, after those of the pairs.
+    """
+    ranges = [(start, min(start + size, len(digests)), 0, maps) for start in range(0, len(digests), size)]
+    shards = _shards(ranges, digests, methods, {**settings, "study": study})
+    return [replace(shard, chunk=first + shard.chunk, study=study) for shard in shards]
 
 
 def _shards(

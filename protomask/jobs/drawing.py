@@ -70,7 +70,7 @@ def drawn_pairs(
     names = [list(dataset.class_names), list(dataset.part_names), list(loaded.size)]
     key = digest("pairs", about, names, pairs, seed, batch, clear, thread_count, versions())
     path = out / SHARDS / f"pairs-{key}.json"
-    content = _content(dataset, data)
+    content = contents(dataset, data)
     with locked(out, "drawing"):
         stored = _stored(path, content, model)
         if stored is not None and not (strict and stored.skipped):
@@ -96,7 +96,7 @@ def spell_pair(pair: Pair) -> list[Any]:
     return list(asdict(pair).values())
 
 
-def _content(dataset: Dataset, data: Mapping[str, Any]) -> Callable[[int], str]:
+def contents(dataset: Dataset, data: Mapping[str, Any]) -> Callable[[int], str]:
     """What a sample contains, by index: its digest, or, of scenes that are generated, what generates it."""
     inner = dataset.dataset if isinstance(dataset, Relabelled) else dataset
     if isinstance(inner, Planted):

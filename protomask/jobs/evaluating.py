@@ -18,17 +18,23 @@ from protomask.jobs.apart import all_or_each
 from protomask.jobs.cutting import cut_pairs
 from protomask.jobs.digests import digest_method, versions
 from protomask.jobs.drawing import Drawn, pair_of, spell_pair
+from protomask.jobs.studies import MOST_PROTOTYPES, Asked, Planned, compute_study, cut_studies
 from protomask.jobs.work import Read
 from protomask.loading import Loaded
+from protomask.localisers import Localiser
+from protomask.localisers.stored import Stored
 from protomask.locating import resolve_method
-from protomask.metrics import METRICS, check_metrics
+from protomask.metrics import METRICS, Truth, metrics_by_scope
 from protomask.model import device_of
-from protomask.pairs import Pair, PairSet, truth_of
+from protomask.pairs import Pair, PairSet, tensors, truth_of
 from protomask.records import Localisation, Targets
+from protomask.sanity import randomisation
 from protomask.store.plans import Plan, ShardPlan
 from protomask.store.regions import ImageInfo
 from protomask.store.runs import Run
 from protomask.store.shards import Failure, Shard
+
+RANDOMISATION = "randomisation"
 
 
 @dataclass(frozen=True)
@@ -40,8 +46,9 @@ class EvaluateTask:
         seed: of everything drawn.
         batch: images in one network pass; half as many pairs make a shard.
         fill: of the causal scores.
-        metrics: names of metrics per pair; :data:`protomask.metrics.DEFAULT_METRICS` where None.
+        metrics: names of metrics of any scope; :data:`protomask.metrics.DEFAULT_METRICS` where None.
         threads: of the processor; a shard is computed with as many wherever it is computed.
+        prototypes: how many are scored at most, where a metric of prototypes is asked for.
     """
 
     methods: tuple[str, ...]
@@ -50,16 +57,34 @@ class EvaluateTask:
     fill: str = SCORING_FILL
     metrics: tuple[str, ...] | None = None
     threads: int = 1
+    prototypes: int = MOST_PROTOTYPES
+
+    @property
+    def per_pair(self) -> tuple[str, ...]:
+        """The metrics that :func:`protomask.scoring.score_chunk` computes."""
+        return metrics_by_scope(self.metrics)["pair"]
+
+    @property
+    def randomises(self) -> bool:
+        """Whether each method runs once more on each pair, with the model's weights shuffled."""
+        return RANDOMISATION in metrics_by_scope(self.metrics)["study"]
+
+    def asked(self, others: Sequence[Loaded] = ()) -> Asked:
+        """The studies beside the pairs; ``others`` are the models that the first is compared with."""
+        return Asked(metrics_by_scope(self.metrics)["prototype"], self.prototypes, tuple(others))
 
 
-def plan_evaluate(loaded: Loaded, dataset: Dataset, drawn: Drawn, task: EvaluateTask) -> Plan:
-    """The plan of scoring these pairs."""
+def plan_evaluate(
+    loaded: Loaded, dataset: Dataset, drawn: Drawn, task: EvaluateTask, beside: Planned | None = None
+) -> Plan:
+    """The plan of scoring these pairs, and of the studies beside them."""
+    beside = beside or Planned()
     settings = {
         "model": drawn.model,
         "seed": task.seed,
         "batch": task.batch,
         "fill": task.fill,
-        "metrics": list(check_metrics(task.metrics)),
+        "metrics": [*task.per_pair, *([RANDOMISATION] if task.randomises else [])],
         "threads": task.threads,
         "kind": drawn.pairs.kind,
         "device": device_of(loaded.model).type,
@@ -75,7 +100,13 @@ def plan_evaluate(loaded: Loaded, dataset: Dataset, drawn: Drawn, task: Evaluate
         "drawn": drawn.pairs.drawn,
         "qualified": drawn.pairs.qualified,
         "skipped": list(drawn.skipped),
+        **beside.items,
+        "compared_with": list(beside.names),
     }
+    chunks = 1 + max((shard.chunk for shard in shards), default=-1)
+    shards += cut_studies(beside, methods, settings, chunks)
+    # After the pairs are cut: what is asked for beside them changes no shard of theirs.
+    settings |= {"beside": {study: beside.settings[study] for study in beside.items}} if beside.items else {}
     return Plan("evaluate", settings, tuple(items), tuple(shards), about)
 
 
@@ -93,20 +124,25 @@ class EvaluateJob:
         loaded: the model.
         dataset: its samples.
         task: what to score.
+        others: models that the first is compared with.
     """
 
     plan: Plan
     loaded: Loaded
     dataset: Dataset
     task: EvaluateTask
+    others: tuple[Loaded, ...] = ()
 
     @property
     def reader(self) -> Callable[[ShardPlan], Read]:
-        """Reads the sample of each of a shard's pairs."""
+        """Reads the sample of each of a shard's pairs; a study reads its own."""
         return partial(read_samples, self.dataset, self.plan.items)
 
     def compute(self, shard: ShardPlan, read: Read) -> Shard:
         """The shard's method on its pairs, scored; where one pair breaks the pass, the others do without it."""
+        if shard.study:
+            items, asked = self.plan.about[shard.study], self.task.asked(self.others)
+            return compute_study(shard, items, self.loaded, self.dataset, asked, self.task.seed, self.task.batch)
         pairs = pairs_of(self.plan.items, shard)
         infos = tuple(ImageInfo(sample.image_id, sample.geometry) for sample in read.samples)
         names = [f"{pairs[row].image_id}, prototype {pairs[row].prototype}" for row in read.rows]
@@ -134,7 +170,7 @@ class EvaluateJob:
         truth = truth_of(list(samples), list(pairs), self.plan.settings["kind"])
         localiser, _ = resolve_method(method)
         task = self.task
-        return locate_and_score(
+        found, scores = locate_and_score(
             self.loaded.model,
             localiser,
             samples,
@@ -143,13 +179,45 @@ class EvaluateJob:
             seed=task.seed,
             batch=task.batch,
             fill=task.fill,
-            metrics=task.metrics,
+            metrics=task.per_pair,
+        )
+        if task.randomises:
+            scores[RANDOMISATION] = self._randomised(localiser, samples, pairs, found, truth)
+        return found, scores
+
+    def _randomised(
+        self,
+        localiser: Localiser,
+        samples: Sequence[Sample],
+        pairs: Sequence[Pair],
+        found: Localisation,
+        truth: Truth,
+    ) -> torch.Tensor:
+        """[N] float64; NaN under maps that were made before, which cannot be made again."""
+        if isinstance(localiser, Stored):
+            return torch.full((len(pairs),), torch.nan, dtype=torch.float64)
+        # An image that several pairs share is passed on once, as it was when they were located.
+        rows = list({pair.index: row for row, pair in reversed(list(enumerate(pairs)))}.values())[::-1]
+        places = {pairs[row].index: place for place, row in enumerate(rows)}
+        targets = Targets(torch.tensor([places[pair.index] for pair in pairs]), found.targets.prototypes)
+        return randomisation(
+            self.loaded.model,
+            tensors(self.loaded.model, [samples[row] for row in rows]),
+            targets,
+            localiser,
+            found=replace(found, targets=targets),
+            seed=self.task.seed,
+            batch=self.task.batch,
+            boxes=truth.boxes,
+            regions=truth.regions,
         )
 
 
 def read_samples(dataset: Dataset, items: Sequence[Any], shard: ShardPlan) -> Read:
     """The sample of each of a shard's pairs; those that cannot be read are told of."""
     samples, rows, failed = [], [], []
+    if shard.study:
+        return Read()
     for row, pair in enumerate(pairs_of(items, shard)):
         try:
             samples.append(dataset[pair.index])
@@ -174,6 +242,8 @@ def gather(run: Run, dataset: Dataset, seen: Seen | None = None) -> Evaluation:
     values: dict[str, dict[str, list[np.ndarray]]] = {}
     fills: dict[str, str] = {}
     for chunk in plan.chunks:
+        if chunk[0].study:
+            continue
         shards = {planned.method: run.read(planned) for planned in chunk}
         common = sorted(set.intersection(*(set(shard.rows.tolist()) for shard in shards.values())))
         if not common:

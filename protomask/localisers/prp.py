@@ -16,13 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.mobilenetv2 import InvertedResidual
-from torchvision.models.resnet import BasicBlock, Bottleneck
-from torchvision.models.squeezenet import Fire
 
 from protomask.checks import check_number
 from protomask.errors import ModelError, expected
@@ -39,7 +37,6 @@ _LEAVES = (
     *(nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Identity, nn.Dropout, nn.Dropout2d),
     *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
 )
-_BLOCKS = (BasicBlock, Bottleneck, Fire, InvertedResidual)
 
 
 @register("prp", "Prototypical relevance propagation: the activation, traced back layer by layer; blurred.")
@@ -99,6 +96,7 @@ def _rules(model: Contract, images: Tensor) -> Any:
 
 def _mobile_canonizer() -> Any:
     """MobileNetV2's sum as a layer of its own, as Zennit rewrites ResNet's."""
+    from torchvision.models.mobilenetv2 import InvertedResidual
     from zennit.canonizers import AttributeCanonizer
     from zennit.layer import Sum
 
@@ -134,10 +132,20 @@ def _check_layers(model: Contract, head: Head, request: Request) -> None:
             raise ModelError(expected("model.module", wanted, f"{name} after another layer"))
 
 
+@lru_cache(maxsize=1)
+def _blocks() -> tuple[type[nn.Module], ...]:
+    # Imported here: torchvision brings torch's compiler, two seconds that every command would pay.
+    from torchvision.models.mobilenetv2 import InvertedResidual
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+    from torchvision.models.squeezenet import Fire
+
+    return BasicBlock, Bottleneck, Fire, InvertedResidual
+
+
 def _is_known(module: nn.Module) -> bool:
     if next(module.children(), None) is None:
         return isinstance(module, _LEAVES)
-    return isinstance(module, _BLOCKS) or type(module).forward is nn.Sequential.forward
+    return isinstance(module, _blocks()) or type(module).forward is nn.Sequential.forward
 
 
 def _follows_convolution(norm: nn.Module, module: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from protomask.metrics.catalogue import (
     check_metrics,
     fill_of,
     flattering,
+    metrics_by_scope,
     scoring_passes,
 )
 from protomask.metrics.causal import CausalParts, causal_parts, part_drops
@@ -87,6 +88,7 @@ __all__ = [
     "local_perturbation",
     "map_similarity",
     "merged_sides",
+    "metrics_by_scope",
     "misalignment_scores",
     "oirr",
     "pac",

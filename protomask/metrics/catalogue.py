@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from protomask.checks import check_choice
 
 NEEDS = frozenset({"region", "part-region", "box", "point", "mask", "model", "parts", "maps", "method", "models"})
-FAMILIES = ("annotation", "causal", "robustness", "prototype")
+FAMILIES = ("annotation", "causal", "robustness", "prototype", "sanity")
 SCOPES = ("pair", "prototype", "study")
 OTHER_FILLS = ("blur", "road")
 """Scoring fills beside the protocol's own, ``mean``: the names of their metrics end in ``@blur`` and ``@road``."""
@@ -28,7 +28,8 @@ class Metric:
             its own), ``"parts"`` (annotated parts), ``"method"`` (the method runs again), ``"models"`` (several
             independently trained models).
         family: ``"annotation"``, map against annotation; ``"causal"``, map against the model; ``"robustness"``, what
-            an attack, other weights or another training do; ``"prototype"``, a prototype over its images.
+            an attack does; ``"prototype"``, a prototype over its images; ``"sanity"``, what other weights or another
+            training do, which ranks no methods.
         scope: what has a value: a ``"pair"``, scored by :func:`protomask.scoring.score_chunk`; a ``"prototype"``,
             by :func:`protomask.prototype_scores.prototype_scores`; or a ``"study"`` that runs methods or models again,
             by :mod:`protomask.sanity`.
@@ -119,6 +120,10 @@ def _robust(name: str, sentence: str, *needs: str, higher: bool, scope: str, wor
     return Metric(name, sentence, higher, frozenset(needs), "robustness", scope, default=False, work=work)
 
 
+def _sane(name: str, sentence: str, *needs: str, higher: bool) -> Metric:
+    return Metric(name, sentence, higher, frozenset(needs), "sanity", "study", default=False)
+
+
 def _prototype(name: str, sentence: str) -> Metric:
     needs = frozenset({"parts", "model", "method"})
     return Metric(name, sentence, True, needs, "prototype", "prototype", default=False)
@@ -184,21 +189,19 @@ _ALL = (
         scope="pair",
         work=("attack",),
     ),
-    _robust(
+    _sane(
         "randomisation",
         "Rank correlation with the map of the same model with shuffled weights.",
         "model",
         "method",
         higher=False,
-        scope="study",
     ),
-    _robust(
+    _sane(
         "agreement",
         "Rank correlation of the maps of independently trained models.",
         "models",
         "method",
         higher=True,
-        scope="study",
     ),
     _prototype("consistency", "Share of prototypes that hold one part on 80 % of the images that show it."),
     _prototype("stability", "Share of images whose region holds the same parts under noise."),
@@ -226,6 +229,18 @@ def check_metrics(names: Iterable[str] | None) -> tuple[str, ...]:
         return DEFAULT_METRICS
     wanted = {check_choice("metrics", name, PAIR_METRICS) for name in names}
     return tuple(name for name in PAIR_METRICS if name in wanted)
+
+
+def metrics_by_scope(names: Iterable[str] | None) -> dict[str, tuple[str, ...]]:
+    """scope -> the metrics named that have it, each once, in the order of the tables; for every one of :data:`SCOPES`.
+
+    :data:`DEFAULT_METRICS` where None.
+
+    Raises:
+        InputError: an unknown metric.
+    """
+    wanted = set(DEFAULT_METRICS) if names is None else {check_choice("metrics", n, tuple(METRICS)) for n in names}
+    return {scope: tuple(n for n, m in METRICS.items() if m.scope == scope and n in wanted) for scope in SCOPES}
 
 
 def scoring_passes(names: Iterable[str] | None = None) -> tuple[float, float]:

@@ -23,8 +23,12 @@ def mean_ranks(results: Results, metrics: Sequence[str]) -> tuple[dict[str, Summ
     over its metrics. A metric that is undefined for a competitor on a pair is left out of that pair, so that all are
     ranked on the same scores; one that is undefined for a competitor on every pair takes no part at all.
 
+    A score that flatters a method (:attr:`Results.flattered`) takes no part either: the others are ranked among
+    themselves, their ranks stretched to 1 .. M, so that metrics with fewer competitors count as much as the others.
+
     Returns:
-        method -> its summary, and the metrics that took part; both empty where fewer than two methods compete.
+        method -> its summary, and the metrics that took part; both empty where fewer than two methods compete. A method
+        whose every score flatters it is not among them.
     """
     methods = results.competitors
     if len(methods) < 2:
@@ -32,20 +36,31 @@ def mean_ranks(results: Results, metrics: Sequence[str]) -> tuple[dict[str, Summ
     used = []
     ranks = []
     for metric in metrics:
-        direction = results.directions.get(metric, 0)
-        columns = [results.values[m].get(metric) for m in methods]
-        if not direction or any(c is None or not np.isfinite(c).any() for c in columns):
+        fair = [k for k, m in enumerate(methods) if metric not in results.flattered.get(m, ())]
+        found = _metric_ranks(results, metric, [methods[k] for k in fair])
+        if found is None:
             continue
-        scores = direction * np.stack([c for c in columns if c is not None])
         used.append(metric)
-        ranks.append(np.where(np.isfinite(scores).all(0), _ranked(scores), np.nan))
+        ranks.append(np.full((len(methods), len(results.pairs)), np.nan))
+        ranks[-1][fair] = 1 + (found - 1) * (len(methods) - 1) / (len(fair) - 1)
     if not ranks:
         return {}, ()
     stacked = np.stack(ranks)  # [metrics, M, N]
     counts = np.isfinite(stacked).sum(0)
     per_pair = np.where(counts > 0, np.nansum(stacked, 0) / np.maximum(counts, 1), np.nan)
     means = {m: summarise(per_pair[k], results.groups, seed=results.seed) for k, m in enumerate(methods)}
-    return dict(sorted(means.items(), key=lambda item: item[1].mean)), tuple(used)
+    ranked = {m: value for m, value in means.items() if value.n}
+    return dict(sorted(ranked.items(), key=lambda item: item[1].mean)), tuple(used)
+
+
+def _metric_ranks(results: Results, metric: str, methods: Sequence[str]) -> np.ndarray | None:
+    """[M, N] ranks of at least two methods, NaN on pairs where one is undefined; None where they cannot be ranked."""
+    direction = results.directions.get(metric, 0)
+    columns = [results.values[m].get(metric) for m in methods]
+    if len(methods) < 2 or not direction or any(c is None or not np.isfinite(c).any() for c in columns):
+        return None
+    scores = direction * np.stack([c for c in columns if c is not None])
+    return np.where(np.isfinite(scores).all(0), _ranked(scores), np.nan)
 
 
 def differences(results: Results, reference: str) -> dict[str, dict[str, Summary]]:

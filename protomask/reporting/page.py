@@ -19,6 +19,7 @@ from protomask.reporting.checking import checks
 from protomask.reporting.comparing import by, differences, holding, mean_of, mean_ranks
 from protomask.reporting.results import Results
 from protomask.reporting.strips import strips
+from protomask.reporting.studies import PER_PROTOTYPE, prototype_blocks, sanity_blocks
 from protomask.visualise.blocks import (
     Block,
     Cell,
@@ -40,12 +41,12 @@ TITLES = {
     "causal": "Against the model",
     "robustness": "Under attack and chance",
     "prototype": "Over a prototype's images",
+    "sanity": "Sanity checks",
 }
 CAPTIONS = {
     "annotation": "Does the map lie where the annotated part or object is?",
     "causal": "Does the model need what is marked? Scoring fill: {fill}, unless the name says another.",
-    "robustness": "What an attack, other weights or another training do to the map.",
-    "prototype": "Does a prototype show the same part wherever it is found?",
+    "robustness": "What an attack does to the prototype and to the map.",
 }
 # What the tables by class and prototype and the cases show, the first that are defined.
 HEADLINES = (
@@ -97,7 +98,9 @@ def page(results: Results, choice: Choice | None = None, beside: Sequence[Result
         *_cases(results, asked),
         *_multiples(results, asked),
         *_groups(results, asked),
+        *prototype_blocks(results, [m for m in (asked.reference, asked.against) if m]),
         *checks(results, asked.reference),
+        *sanity_blocks(results),
         *_pictures(results),
     ]
     for other in beside:
@@ -184,11 +187,29 @@ def _ranking(results: Results) -> list[Block]:
     if not scores:
         return []
     columns = [TITLES.get(f, f.capitalize()) for f in results.families]
+    marked = {
+        (method, TITLES.get(family, family.capitalize()))
+        for family, metrics in results.families.items()
+        for method, flattered in results.flattered.items()
+        if set(metrics) & set(flattered)
+    }
     caption = (
         "Mean rank over pairs and metrics, 1 is best; equal scores share their rank; controls take no part. "
         f"Metrics that are alike count several times, so read the scores as well. {'; '.join(used)}."
     )
-    return [DotPlot("Ranking", scores, columns, dict.fromkeys(columns, -1), caption, ())]
+    if marked:
+        caption += (
+            " Scores that flatter a method (†) are left out of its rank, the others are ranked among themselves and "
+            f"their ranks stretched to as many: {_left_out(results)}."
+        )
+    directions = dict.fromkeys(columns, -1)
+    blocks: list[Block] = [DotPlot("Ranking", scores, columns, directions, caption, ())]
+    return [*blocks, ScoreTable("Ranking", scores, columns, directions, "", (), marked)] if marked else blocks
+
+
+def _left_out(results: Results) -> str:
+    competing = {method: metrics for method, metrics in results.flattered.items() if method in results.competitors}
+    return "; ".join(f"{method} on {', '.join(metrics)}" for method, metrics in competing.items())
 
 
 def _scores(results: Results, reference: str) -> list[Block]:
@@ -268,7 +289,7 @@ def _groups(results: Results, choice: Choice) -> list[Block]:
     blocks: list[Block] = []
     keys: list[tuple[str, str, Callable[[int], str]]] = [
         ("Per class", "class", lambda k: pairs[k].class_name or "(unknown)"),
-        ("Per prototype", "prototype", lambda k: f"{pairs[k].prototype}: {pairs[k].prototype_name}"),
+        (PER_PROTOTYPE, "prototype", lambda k: f"{pairs[k].prototype}: {pairs[k].prototype_name}"),
     ]
     methods = [m for m in (choice.reference, choice.against) if m]
     columns = [f"{metric}, {method}" for metric in shown for method in methods]

@@ -13,11 +13,14 @@ import numpy as np
 
 from protomask.errors import DataError, expected
 from protomask.metrics import Summary, flattering, summarise
+from protomask.reporting.beside import AGREEMENT, PROTOTYPES, Beside, read_beside
 from protomask.reporting.examples import EXAMPLES, INDEX, Example, read_chunk
 from protomask.reporting.tidy import Scored, Values, read_csv
 from protomask.store._json import read_json
 
 FORMAT_VERSION = 1
+SANITY = "sanity"
+NO_PROTOTYPES, NO_AGREEMENT = Beside(PROTOTYPES), Beside(AGREEMENT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +32,16 @@ class Results:
         about: what ``run.json`` holds.
         pairs: N.
         values: method -> metric -> [N] float64, NaN where undefined.
+        prototypes: scores over prototypes; empty where none were asked for.
+        agreement: likewise, of several models.
     """
 
     folder: Path
     about: Mapping[str, Any]
     pairs: tuple[Scored, ...]
     values: Values
+    prototypes: Beside = NO_PROTOTYPES
+    agreement: Beside = NO_AGREEMENT
 
     @property
     def name(self) -> str:
@@ -83,17 +90,32 @@ class Results:
 
     @cached_property
     def metrics(self) -> tuple[str, ...]:
-        """Those that at least one method defines on at least one pair, in the order of ``run.json``."""
+        """Those that at least one method defines on at least one pair, in the order of ``run.json``.
+
+        Without :attr:`sanity_metrics`, which rank nobody.
+        """
+        return tuple(m for m in self._defined if self._family(m) != SANITY)
+
+    @cached_property
+    def sanity_metrics(self) -> tuple[str, ...]:
+        """Those that say whether a method can be trusted, not how good it is."""
+        return tuple(m for m in self._defined if self._family(m) == SANITY)
+
+    @cached_property
+    def _defined(self) -> tuple[str, ...]:
         found = {m for values in self.values.values() for m, v in values.items() if np.isfinite(v).any()}
         known = [m for m in self.about["metrics"] if m in found]
         return (*known, *sorted(found - set(known)))
+
+    def _family(self, metric: str) -> str:
+        return str(self.about["metrics"].get(metric, {}).get("family", "other"))
 
     @cached_property
     def families(self) -> dict[str, tuple[str, ...]]:
         """family -> its metrics."""
         families: dict[str, list[str]] = {}
         for metric in self.metrics:
-            families.setdefault(str(self.about["metrics"].get(metric, {}).get("family", "other")), []).append(metric)
+            families.setdefault(self._family(metric), []).append(metric)
         return {family: tuple(metrics) for family, metrics in families.items()}
 
     @cached_property
@@ -155,7 +177,7 @@ def read_results(folder: str | Path) -> Results:
     pairs, values = read_csv(folder / "pairs.csv")
     if not pairs:
         raise DataError(expected(str(folder / "pairs.csv"), "at least one pair", "none"))
-    return Results(folder, about, pairs, values)
+    return Results(folder, about, pairs, values, read_beside(folder, PROTOTYPES), read_beside(folder, AGREEMENT))
 
 
 _TOP: Mapping[str, type] = {

@@ -25,6 +25,8 @@ class ShardPlan:
         chunk: which group of pairs; every method has a shard of each.
         start, stop: the items, by index.
         low, high: of each image's targets those of index low .. high - 1; both 0 where items are pairs.
+        study: what is computed where it is no map per item, such as ``"prototypes"``; ``start`` and ``stop`` then count
+            what the plan tells of it under that word in ``about``, and ``high`` is how many maps each of these takes.
     """
 
     key: str
@@ -34,6 +36,7 @@ class ShardPlan:
     stop: int
     low: int = 0
     high: int = 0
+    study: str = ""
 
     @property
     def maps(self) -> int:
@@ -112,4 +115,6 @@ def _shard(fields: list[Any]) -> ShardPlan:
         raise ValueError(f"the key {str(shard.key)[:40]!r}")
     if not all(isinstance(n, int) for n in (shard.chunk, shard.start, shard.stop, shard.low, shard.high)):
         raise TypeError("a range that is none")
+    if not isinstance(shard.study, str):
+        raise TypeError("a study that is none")
     return shard

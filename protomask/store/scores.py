@@ -1,4 +1,7 @@
-"""``scores.json``: ``{model: {method: {metric: {mean, low, high, n}}}}``, null where undefined, n in pairs."""
+"""``scores.json``: ``{model: {method: {metric: {mean, low, high, n}}}}``, null where undefined.
+
+n counts pairs; prototypes where the metric is one of prototypes, images by pairs of models for ``agreement``.
+"""
 
 from __future__ import annotations
 

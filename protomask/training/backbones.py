@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -72,7 +71,10 @@ def build_features(name: str, channels: int = 3) -> Features:
 def _build(name: str) -> Features:
     if name == "conv-small":
         return Features(name, {"features": _small()})
-    net = torchvision.models.get_model(name, weights=None)
+    # Imported here: it brings torch's compiler, two seconds that every command would pay.
+    from torchvision.models import get_model
+
+    net = get_model(name, weights=None)
     if name.startswith("resnet"):
         return Features(name, {k: m for k, m in net.named_children() if k not in ("avgpool", "fc")})
     if name.startswith("densenet"):

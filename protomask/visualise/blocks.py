@@ -36,6 +36,7 @@ class ScoreTable:
         caption: between heading and table.
         controls: methods that are set apart and never bold: the annotation is the ceiling, not a competitor.
         marked: (method, metric) of the scores that carry a dagger, which the page explains.
+        counted: what the means are over.
     """
 
     heading: str
@@ -45,6 +46,7 @@ class ScoreTable:
     caption: str = ""
     controls: Collection[str] = CONTROLS
     marked: Collection[tuple[str, str]] = ()
+    counted: str = "pair"
 
 
 @dataclass(frozen=True)

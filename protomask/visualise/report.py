@@ -175,7 +175,8 @@ def _scores(table: ScoreTable) -> _Table:
             for metric in table.metrics
         )
         rows.append(_Row(method, method_colour(method), method in table.controls, cells))
-    note = f"Mean and 95 % interval{_of(pairs)}. Bold: the best, controls aside. {_directions(table)}"
+    bold = " Bold: the best, controls aside." if any(best.values()) else ""
+    note = f"Mean and 95 % interval{_of(pairs, table.counted)}.{bold} {_directions(table)}"
     if any(cell.dagger for row in rows for cell in row.cells):
         note += " †: the method was trained with the fill that scores it here."
     return _Table(table.heading, table.caption, "method", _columns(table), tuple(rows), note.strip())
@@ -265,8 +266,8 @@ def _one_count(scores: Mapping[str, Mapping[str, Interval]], metrics: Sequence[s
     return counts.pop() if len(counts) == 1 else None
 
 
-def _of(pairs: int | None) -> str:
-    return "" if pairs is None else f" of {pairs} pair{'s' if pairs != 1 else ''}"
+def _of(pairs: int | None, counted: str = "pair") -> str:
+    return "" if pairs is None else f" of {pairs} {counted}{'s' if pairs != 1 else ''}"
 
 
 def _columns(table: ScoreTable | DifferenceTable) -> tuple[str, ...]:

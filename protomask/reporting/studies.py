@@ -1,0 +1,114 @@
+"""The blocks of the report that are not about pairs: scores of prototypes, and sanity of methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+from protomask.metrics import METRICS, Summary, paired_difference, summarise
+from protomask.reporting.beside import Beside
+from protomask.reporting.checking import HEADING
+from protomask.reporting.results import Results
+from protomask.visualise.blocks import Block, Cell, PlainTable, ScoreTable
+from protomask.visualise.wording import number
+
+Scores = TypeVar("Scores")
+
+PER_PROTOTYPE = "Per prototype"
+_FOLDED = 40  # rows above which a table is behind a click
+
+
+def prototype_blocks(results: Results, methods: Sequence[str]) -> list[Block]:
+    """Means over prototypes under every method, and each prototype under ``methods``."""
+    table = results.prototypes
+    if not table.values:
+        return []
+    metrics = _metrics(table)
+    caption = (
+        f"Does a prototype show the same part wherever it is found? Means over {len(table.items)} prototypes, with "
+        "95 % bootstrap intervals over prototypes. A spot in the middle of aligned objects is consistent too: compare "
+        "with the centre control."
+    )
+    shown = [method for method in methods if method in table.values]
+    rows: list[Sequence[Cell]] = [
+        (f"{prototype}: {name}", class_name, *(_cell(table, m, metric, k) for metric in metrics for m in shown))
+        for k, (prototype, name, class_name) in enumerate(table.items)
+    ]
+    columns = ("prototype", "class", *(f"{metric}, {method}" for metric in metrics for method in shown))
+    means = ScoreTable(
+        PER_PROTOTYPE,
+        _ordered(table.summaries(results.seed), results),
+        metrics,
+        {m: _direction(m) for m in metrics},
+        caption,
+        results.controls,
+        counted="prototype",
+    )
+    return [means, PlainTable(PER_PROTOTYPE, columns, rows, "", sortable=True, folded=len(rows) > _FOLDED)]
+
+
+def sanity_blocks(results: Results) -> list[Block]:
+    """Randomisation and agreement, where they were asked for."""
+    return [*_randomisation(results), *_agreement(results)]
+
+
+def _randomisation(results: Results) -> list[Block]:
+    metrics = results.sanity_metrics
+    if not metrics:
+        return []
+    scores = {
+        method: {m: summarise(columns[m], results.groups, seed=results.seed) for m in metrics if m in columns}
+        for method, columns in results.values.items()
+    }
+    caption = (
+        "Rank correlation of each map with the map of the same model with shuffled weights: what they share is not "
+        "about what was learned. Low is as it should be, but smooth maps correlate anyway. What does not look at the "
+        "model scores 1; a method that finds nothing in the shuffled one 0."
+    )
+    return [ScoreTable(HEADING, _ordered(scores, results), metrics, {}, caption, results.controls)]
+
+
+def _agreement(results: Results) -> list[Block]:
+    table = results.agreement
+    rows: list[Sequence[Cell]] = []
+    for method in _ordered(table.values, results):
+        same, other = (table.values[method].get(name) for name in ("agreement", "agreement-unrelated"))
+        if same is None or other is None:
+            continue
+        groups = table.column("group")
+        gap = paired_difference(same, other, groups, seed=results.seed)
+        means = (summarise(column, groups, seed=results.seed) for column in (same, other))
+        rows.append((method, *map(_spelt, (*means, gap)), gap.n))
+    if not rows:
+        return []
+    caption = (
+        "Rank correlation of the evidence maps of independently trained models: of the same image, and of two "
+        "unrelated ones, which is what the method's own habits make of it. Only the difference is agreement."
+    )
+    columns = ("agreement", "same image", "unrelated images", "difference", "n")
+    return [PlainTable(HEADING, columns, rows, caption)]
+
+
+def _metrics(table: Beside) -> tuple[str, ...]:
+    found = {metric for columns in table.values.values() for metric in columns}
+    return (*(m for m in METRICS if m in found), *sorted(found - set(METRICS)))
+
+
+def _direction(metric: str) -> int:
+    if metric not in METRICS:
+        return 0
+    return 1 if METRICS[metric].higher_is_better else -1
+
+
+def _ordered(scores: Mapping[str, Scores], results: Results) -> dict[str, Scores]:
+    """The methods in the order of the other tables: controls last."""
+    return {method: scores[method] for method in (*results.methods, *scores) if method in scores}
+
+
+def _cell(table: Beside, method: str, metric: str, row: int) -> float:
+    column = table.values[method].get(metric)
+    return float("nan") if column is None else float(column[row])
+
+
+def _spelt(value: Summary) -> str:
+    return f"{number(value.mean, 3)} [{number(value.low, 3)}, {number(value.high, 3)}]"
