@@ -73,7 +73,7 @@ def locate_job(pairs: int, folder: Path, loaded: Loaded) -> LocateJob:
         path = folder / f"{index:06d}.png"
         cv2.imwrite(str(path), data[index].image[..., ::-1])
         images.append((path.name, path))
-    task = LocateTask("all", {"single-mask": {"steps": 1}, "centre": {}})
+    task = LocateTask("all", {"single-mask": {"steps": 2}, "centre": {}})
     return LocateJob(plan_locate(loaded, images, task), loaded, task)
 
 

@@ -51,7 +51,7 @@ def train_masks(
         progress: told of passes made; for a problem that leaves early, of those it would have made as well.
 
     Returns:
-        scale -> [N, s, s] in [0, 1], detached.
+        scale -> [N, s, s] in [0, 1], detached. Of masks that begin as ones the first step needs no pass.
 
     Raises:
         ResourceError: memory ran out with a single image in the pass.
@@ -63,8 +63,8 @@ def train_masks(
     while queue or work.active:
         try:
             work.admit(queue, size)
-            work.step(size)
             work.retire()
+            work.step(size)
         except RuntimeError as error:
             used = max(1, min(size, work.images))
             queue.extendleft(reversed(work.abandon()))

@@ -23,6 +23,10 @@ class Loss(Protocol):
     def needs_complement(self) -> bool:
         """Whether the loss looks at the image without what the mask keeps, which costs a second pass per step."""
 
+    @property
+    def flat_at_one(self) -> bool:
+        """Whether ``kept`` has no slope where it is 1: the first step of a mask of ones then needs no pass."""
+
     def __call__(self, kept: Tensor, without: Tensor, masks: Tensor, vectors: Sequence[Tensor]) -> Tensor:
         """Losses [N].
 
@@ -86,6 +90,11 @@ class KeepLoss:
     def needs_complement(self) -> bool:
         """Whether necessity has a price."""
         return self.necessity_weight > 0
+
+    @property
+    def flat_at_one(self) -> bool:
+        """The shortfall counts squared, so it has no slope where there is none."""
+        return True
 
     def __call__(self, kept: Tensor, without: Tensor, masks: Tensor, vectors: Sequence[Tensor]) -> Tensor:
         """[N] losses; see :class:`Loss` for the arguments."""

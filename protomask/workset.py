@@ -60,13 +60,15 @@ class Block:
         record = vectors.new_full((count, 1), -torch.inf)
         return {**copies, **empty, "age": vectors.new_zeros(count, 1), "record": record}
 
-    def grow(self) -> None:
-        """Rows at their start for those of ``pairs`` that have none."""
+    def grow(self, begin: Callable[[Block], None]) -> None:
+        """Rows at their start for those of ``pairs`` that have none, as ``begin`` leaves them."""
         new = len(self.pairs) - len(self.taken)
         if new:
-            fresh = self._fresh(new)
-            self.state = {name: torch.cat([value, fresh[name]]) for name, value in self.state.items()}
-            self.taken += [0] * new
+            fresh = Block(self.scales, self.like, self.start, self.pairs[-new:], [0] * new)
+            fresh.state = self._fresh(new)
+            begin(fresh)
+            self.state = {name: torch.cat([value, fresh.state[name]]) for name, value in self.state.items()}
+            self.taken += fresh.taken
 
     def keep(self, rows: list[int]) -> None:
         """Only these rows stay."""
@@ -150,8 +152,26 @@ class WorkSet:
             self._blocks[kind].pairs.append(pair)
         # All are on the list before any memory is asked for, so that none is lost if there is not enough.
         for block in self._blocks:
-            block.grow()
+            block.grow(self._begin)
         self._stale = True
+
+    def _begin(self, block: Block) -> None:
+        """The first step of masks that begin as ones, which needs no pass.
+
+        What such a mask keeps is the image itself, at which consistency has no slope. What it removes leaves the bare
+        fill, on which the cells of a coarse map are nearly equal and rounding decides which of them wins: that slope is
+        left out, and birds are found better without it.
+        """
+        if self._schedule.start != 1 or not self._loss.flat_at_one:
+            return
+        leaf = block.state["vectors"].detach().requires_grad_()
+        with torch.enable_grad():
+            grids = block.grids(leaf)
+            mask = self._mask(grids)
+            whole, nothing = mask.new_ones(len(mask)), mask.new_zeros(len(mask))
+            (gradient,) = torch.autograd.grad(self._loss(whole, nothing, mask, grids).sum(), leaf)
+        adam(block, gradient, self._schedule)
+        block.taken = [count + 1 for count in block.taken]
 
     def abandon(self) -> list[tuple[int, int]]:
         """Empty the set; whoever was in it starts again another time."""
@@ -163,6 +183,8 @@ class WorkSet:
 
     def step(self, batch: int) -> None:
         """One optimiser step of every problem, at most ``batch`` images in a network pass."""
+        if self.active == 0:
+            return
         self._gather()
         busy = [block for block in self._blocks if block.pairs]
         leaves = [block.state["vectors"].detach().requires_grad_() for block in busy]

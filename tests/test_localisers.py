@@ -219,11 +219,15 @@ def test_mdm_keeps_vectors_that_rebuild_its_map() -> None:
     model = BlockModel([(4, 4, 12, 12)])
     images = torch.full((1, 3, 32, 32), 0.1)
     images[:, :, 4:12, 4:12] = 0.9
-    found: Localisation = protomask.locate(model, images, "all", scales=(4, 7), fill="black")
+    found: Localisation = protomask.locate(model, images, "all", scales=(4, 7), fill="black", gradients=0)
     rebuilt = stack(torch.stack([render(v, (32, 32)) for v in found.mask_vectors.values()]), "product")
     assert torch.equal(rebuilt, found.maps)
     assert found.masks
     assert found.fill == "black"
+    weighed = protomask.locate(model, images, "all", scales=(4, 7), fill="black")
+    assert not weighed.masks
+    assert all(torch.equal(v, found.mask_vectors[s]) for s, v in weighed.mask_vectors.items())
+    assert torch.equal(weighed.activations_after, found.activations_after)
 
 
 def test_each_pair_takes_the_first_fill_that_does_not_leak() -> None:

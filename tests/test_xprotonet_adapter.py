@@ -227,7 +227,7 @@ def largest_pass(limit: int) -> tuple[int, Tensor]:
     many = torch.rand(40, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         found = wrapped.activations(many)
-    protomask.locate(wrapped, many, [(i, 50 * i) for i in range(4)], scales=(6, 8), steps=1, batch=40)
+    protomask.locate(wrapped, many, [(i, 50 * i) for i in range(4)], scales=(6, 8), steps=2, batch=40)
     hook.remove()
     return max(passes), found
 

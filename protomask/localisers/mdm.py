@@ -6,7 +6,8 @@ rendered masks are stacked into one map. The paper fixes vectors of several size
 activation consistency and stacking. The constants are ours and this is our own variant, not the authors' procedure:
 inputs are blended with a blurred image, masks start at one, the loss is ``relu(1 - r)^2 + area_weight * mean(m) +
 smoothness_weight * TV(v) + necessity_weight * relu(r')^2`` with r the relative activation of what the mask keeps and r'
-that of what it removes.
+that of what it removes, and in the end the stacked mask is weighed by a smoothed gradient
+(:mod:`protomask.localisers.evidence`). The authors' own procedure is ``mdm-paper``.
 
 Example::
 
@@ -21,12 +22,13 @@ import torch
 from torch import Tensor
 
 from protomask.activation import relative_activation
-from protomask.checks import check_choice, check_count
-from protomask.engine import Problems, Schedule, train_masks
+from protomask.checks import check_choice, check_count, check_number
+from protomask.engine import Problems, Schedule, in_chunks, train_masks
 from protomask.errors import InputError, expected
 from protomask.fills import FILLS, fill_images
-from protomask.folding import folded
+from protomask.folding import quick
 from protomask.localisers.base import Maps, Request, register
+from protomask.localisers.evidence import weighed
 from protomask.localisers.perturbing import masked_activations
 from protomask.masks import render
 from protomask.objective import KeepLoss
@@ -36,22 +38,39 @@ LEAK = 0.5
 HELD_OUT = "grey"
 
 
+def _ready(request: Request) -> Request:
+    """With the model in the form that many passes are cheapest in."""
+    return replace(request, model=quick(request.model, request.images))
+
+
 def _tight_fills(request: Request, problems: Problems, count: int) -> Tensor:
     """[N] rows of ``problems.fills``: for each pair the first kind of fill that does not keep the activation itself.
 
     Where a fill alone keeps more than :data:`LEAK` of the activation (a blurred red breast is still red), an empty mask
     would do, and there would be nothing to find. Where all kinds leak, the one that leaks least.
     """
-    n, images = len(problems), len(problems.images)
-    empty = problems.images.new_zeros((n, *request.size))
-    chosen, least = problems.rows, torch.full_like(problems.before, torch.inf)
+    chosen, least = problems.rows.clone(), torch.full_like(problems.before, torch.inf)
     for kind in range(count):
-        rows = problems.rows + kind * images
-        without = masked_activations(request, empty, problems.fills, rows)
-        leak = relative_activation(without, problems.before, problems.floors)
-        better = (least > LEAK) & (leak < least)
-        chosen, least = torch.where(better, rows, chosen), torch.where(better, leak, least)
+        left = (least > LEAK).nonzero().squeeze(1)
+        if len(left) == 0:
+            break
+        rows = problems.rows[left] + kind * len(problems.images)
+        without = _on_fills(request, problems, rows, problems.prototypes[left])
+        leak = relative_activation(without, problems.before[left], problems.floors[left])
+        better = leak < least[left]
+        chosen[left] = torch.where(better, rows, chosen[left])
+        least[left] = torch.where(better, leak, least[left])
     return chosen
+
+
+@torch.no_grad()
+def _on_fills(request: Request, problems: Problems, rows: Tensor, prototypes: Tensor) -> Tensor:
+    """[n] activations of prototypes [n] on the fills of ``rows`` [n]."""
+
+    def work(part: slice) -> Tensor:
+        return request.model.activations(problems.fills[rows[part]], prototypes[part])
+
+    return torch.cat(list(in_chunks(len(rows), request.batch, work)))
 
 
 @dataclass(frozen=True)
@@ -59,9 +78,10 @@ class Learned:
     """What every learned mask is told; the settings and what was measured of them:
 
     Attributes:
-        steps: optimiser steps; regions are flat from 8 to 200, energy rises, deletion and repeatability fall.
+        steps: optimiser steps, of which the first needs no network pass; regions are flat from 8 to 200, energy rises,
+            deletion and repeatability fall.
         learning_rate: Adam's. A cell can fall from 1 to 0 if steps x rate is at least 1; more than .15 scatters masks
-            on real birds.
+            on real birds, which only a gradient's say makes good.
         area_weight: price of the kept area, 1 to 4.
         smoothness_weight: price of the vectors' total variation, under 1.
         necessity_weight: price of the activation that is left when the region is taken away, .1 to .3. Without it (0) a
@@ -117,11 +137,10 @@ class Learned:
         )
 
     def _passes(self, masks: int) -> float:
-        return float(self.steps * masks * (1 + self._loss().needs_complement))
+        return float((self.steps - 1) * masks * (1 + self._loss().needs_complement))
 
     def _masks(self, request: Request, scales: tuple[int, ...], how: str, together: bool = False) -> Maps:
-        images = request.images
-        model = folded(request.model, images[:1])
+        images, model = request.images, request.model
         problems = Problems(
             images=images,
             fills=torch.cat([fill_images(name, images, model.mean, model.std) for name in self.fills]),
@@ -140,21 +159,27 @@ class Learned:
         return Maps(maps, masks=True, vectors=vectors, fill="+".join(self.fills), after=after)
 
 
-@register("mdm", "Multiple dynamic masks: vectors of several sizes trained to keep the activation, in one map.")
+@register("mdm", "Multiple dynamic masks, trained to keep the activation, stacked, weighed by a smoothed gradient.")
 @dataclass(frozen=True)
 class MDM(Learned):
     """Multiple dynamic masks; the other settings are those of :class:`Learned`.
+
+    The trained vectors, and the activation after, are those of the mask; the map is the mask, weighed.
 
     Attributes:
         scales: cells per side of the mask vectors; fine ones (16, 24) help, 4 and below cost energy.
         stack: how scales combine; ``"product"`` before ``"mean"``.
         together: train the scales as one mask, their geometric mean, in one pass per step for all, instead of each by
             itself; then ``stack`` must be ``"product"``, a power of it with the same ranking.
+        gradients: noisy copies of the image whose mean gradient weighs the mask, a pass each; 0: the map is the mask.
+        gradient_power: the map is ``mask x gradient^power``; 2, since 3 costs hits and 1 deletion.
     """
 
     scales: tuple[int, ...] = (6, 12, 24)
     stack: str = "product"
-    together: bool = False
+    together: bool = True
+    gradients: int = 10
+    gradient_power: float = 2.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(self.scales))
@@ -164,31 +189,41 @@ class MDM(Learned):
         for scale in self.scales:
             check_count("scales", scale, 2)
         check_choice("stack", self.stack, ("product",) if self.together else tuple(STACKS))
+        check_count("gradients", self.gradients, 0)
+        check_number("gradient_power", self.gradient_power, 0)
 
     @property
     def passes(self) -> float:
         """Forward + input-gradient passes per pair."""
-        return self._passes(1 if self.together else len(self.scales))
+        return self._passes(1 if self.together else len(self.scales)) + self.gradients
 
     def __call__(self, request: Request) -> Maps:
-        """Masks [N, H, W] of the request's pairs."""
-        return self._masks(request, self.scales, self.stack, self.together)
+        """Maps [N, H, W] of the request's pairs: masks, or a ranking where a gradient weighs them."""
+        request = _ready(request)
+        found = self._masks(request, self.scales, self.stack, self.together)
+        if self.gradients == 0:
+            return found
+        maps = weighed(request, found.maps, self.gradients, self.gradient_power)
+        return replace(found, maps=maps, masks=False)
 
 
-@register("mdm-fast", "MDM with its scales trained as one mask: the fewest passes, for many maps or a first look.")
+@register("mdm-fast", "MDM in five larger steps and two gradients: the fewest passes, for many maps or a first look.")
 @dataclass(frozen=True)
 class MDMFast(MDM):
-    """The cheap preset: all scales share one pass per step."""
+    """The cheap preset. Its masks alone would scatter at such steps; weighed, they do not."""
 
-    together: bool = True
+    steps: int = 5
+    learning_rate: float = 0.2
+    gradients: int = 2
 
 
-@register("mdm-best", "MDM with five scales, each trained by itself: the most passes.")
+@register("mdm-best", "MDM with each scale trained by itself, and more gradients: the most passes.")
 @dataclass(frozen=True)
 class MDMBest(MDM):
-    """The thorough preset: more scales, each a second opinion on the region."""
+    """The thorough preset: every scale is an opinion of its own on the region."""
 
-    scales: tuple[int, ...] = (6, 8, 12, 16, 24)
+    together: bool = False
+    gradients: int = 25
 
 
 @register("single-mask", "One mask vector of 12 x 12 cells, trained as MDM's are: what a single scale can do.")
@@ -213,4 +248,4 @@ class SingleMask(Learned):
 
     def __call__(self, request: Request) -> Maps:
         """Masks [N, H, W] of the request's pairs."""
-        return self._masks(request, (self.scale,), "product")
+        return self._masks(_ready(request), (self.scale,), "product")

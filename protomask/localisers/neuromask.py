@@ -35,6 +35,7 @@ class CloseLoss:
     sparsity: float = 1.0
     smoothness: float = 0.5
     needs_complement = False
+    flat_at_one = False  # all of the steps as published
 
     def __post_init__(self) -> None:
         check_number("sparsity", self.sparsity, 0)
