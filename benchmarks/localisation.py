@@ -157,8 +157,10 @@ def scored(done: Done, number: int) -> list[Scored]:
 
 def provenance(script: str, seed: int, seconds: float) -> dict[str, object]:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    # Commands that were told have a place of their own.
+    own = [word for word, last in zip(sys.argv[1:], sys.argv, strict=False) if "--command" not in (word, last)]
     return {
-        "command": shortened(shlex.join(["python", f"benchmarks/{script}", *sys.argv[1:]])),
+        "command": shortened(shlex.join(["python", f"benchmarks/{script}", *own])),
         "commit": commit,
         "seed": seed,
         "threads": torch.get_num_threads(),

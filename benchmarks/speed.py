@@ -35,7 +35,7 @@ from protomask.commands.common import versions
 from protomask.data import Planted
 from protomask.files import write_text
 from protomask.loading import load_model
-from protomask.localisers import LOCALISERS, Localiser, Request, make_localiser
+from protomask.localisers import LOCALISERS, Localiser, Request, image_passes_of, make_localiser
 from protomask.locating import measure
 from protomask.model import Contract, contract, untouched
 from protomask.pairs import tensors
@@ -51,11 +51,12 @@ BATCHES = (4, 8, 16, 32, 64)
 FEW_BATCHES = (2, 4, 8, 16)
 SLOW, FEW_PAIRS = ("occlusion", "rise", "extremal"), 8  # methods that are timed on the first few pairs only
 # On large networks a method is timed over a part of its work and multiplied, as the literal one is.
-SHORT: dict[str, tuple[dict[str, object], float]] = {
-    **{name: ({"steps": 2}, 7.0) for name in (*PRESETS, "single-mask")},  # the first step needs no pass
-    "smoothgrad": ({"samples": 2}, 12.5),
-    "rise": ({"masks": 12}, 50.0),
-    "extremal": ({"steps": 1}, 50.0),
+SHORT: dict[str, dict[str, object]] = {
+    **{name: {"steps": 2, "gradients": 1} for name in PRESETS},  # the first step needs no pass
+    "single-mask": {"steps": 2},
+    "smoothgrad": {"samples": 2},
+    "rise": {"masks": 12},
+    "extremal": {"steps": 1},
 }
 
 
@@ -157,9 +158,15 @@ def method_work(subject: Subject, name: str, localiser: Localiser, batch: int) -
         ready = Request(**{**vars(ready), **kept, "images": ready.images[:FEW_PAIRS]})
     factor = 1.0
     if not subject.whole:
-        settings, factor = SHORT.get(name, ({"steps": 2}, 20.0))
-        localiser = replace(localiser, **settings)  # type: ignore[type-var]
+        whole = localiser
+        localiser = replace(whole, **SHORT.get(name, {"steps": 2}))  # type: ignore[type-var]
+        factor = all_passes(whole) / all_passes(localiser)
     return Work(lambda: localiser(ready), len(ready.targets) / factor)
+
+
+def all_passes(localiser: Localiser) -> float:
+    """Per pair or per image: a method has the one or the other."""
+    return float(localiser.passes) or image_passes_of(localiser)
 
 
 def works_of(subject: Subject, methods: Mapping[str, Localiser], batch: int) -> dict[str, Work]:
@@ -294,7 +301,7 @@ def subjects(args: argparse.Namespace) -> list[Callable[[], Subject]]:
 def chosen(text: str) -> dict[str, Localiser]:
     """The methods, and two plain MDMs, whose step is one pass: the loop itself against the floor."""
     methods = {name: make_localiser(name, {}) for name in text.split(",") if name in LOCALISERS}
-    loop = {"scales": (6, 12, 24), "necessity_weight": 0.0, "steps": 21}
+    loop = {"scales": (6, 12, 24), "necessity_weight": 0.0, "steps": 21, "gradients": 0}
     methods["loop, scales apart"] = make_localiser("mdm", {**loop, "together": False})
     methods["loop, scales together"] = make_localiser("mdm", {**loop, "together": True})
     return methods
