@@ -43,7 +43,7 @@ def scenarios(work: Path, images: str) -> dict[str, object]:
         told["refused"] = code(start([*command, str(whole), "--seed", "5"], errors=errors))
     told["refused said"], told["pid"] = errors.read_text(), os.getpid()
     stopped, errors = work / "stopped", work / "stopped.txt"
-    slow = [*command, str(stopped), "--set", "steps=300"]
+    slow = [*command, str(stopped), "--set", "steps=2000"]
     child = start(slow, errors=errors)
     while not list((stopped / "shards").glob("*.npz")):
         time.sleep(0.01)
