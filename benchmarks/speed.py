@@ -6,7 +6,8 @@ all of them. Reported are ratios of medians, with the quartiles of the times; ab
 *floor*: forward pass and gradient with respect to the input of the frozen network as it was loaded, in channels-last,
 at the batch size that is fastest for it. *naive*: the mask method as one would first write it: one pair, one scale and
 one step at a time, parameters not frozen, 5 scales x 150 steps. On large networks 20 steps of it, and a part of the
-work of every other method, are timed and multiplied; the table says so. ::
+work of every other method, are timed and multiplied; the table says so. What a call does once (folding, fills, the pass
+after) is multiplied with it, so these rows are upper bounds. ::
 
     python benchmarks/speed.py --threads 1,2 --out benchmarks/results/speed
     python benchmarks/speed.py --device cuda --out benchmarks/results/speed-cuda
