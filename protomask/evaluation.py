@@ -190,9 +190,11 @@ def locate_and_score(
         metrics: as :func:`protomask.scoring.score_chunk` takes it.
     """
     # An image that several pairs share is passed on once, so that a method may use its passes for all of them.
-    first = {pair.index: row for row, pair in reversed(list(enumerate(chunk)))}
-    places = {index: place for place, index in enumerate(sorted(first, key=lambda index: first[index]))}
-    shown = [samples[first[index]] for index in places]
+    first: dict[int, int] = {}
+    for row, pair in enumerate(chunk):
+        first.setdefault(pair.index, row)
+    places = {index: place for place, index in enumerate(first)}
+    shown = [samples[row] for row in first.values()]
     found = locate(
         model,
         tensors(model, shown),
@@ -204,8 +206,7 @@ def locate_and_score(
         boxes=truth.boxes,
         image_ids=[sample.image_id for sample in shown],
     )
-    own = torch.arange(len(chunk))
-    found = replace(found, targets=Targets(own, found.targets.prototypes))
+    found = replace(found, targets=Targets(torch.arange(len(chunk)), found.targets.prototypes))
     scores = score_chunk(model, samples, chunk, found, truth, fill=fill, batch=batch, metrics=metrics, seed=seed)
     return found, scores
 

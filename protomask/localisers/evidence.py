@@ -10,6 +10,8 @@ Axes: N pairs, C channels, H, W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from protomask.engine import in_chunks
 from protomask.folding import quick
 from protomask.localisers.attribution import BLUR, ranges, without_rounding
 from protomask.localisers.base import Request, scaled, smoothed
+from protomask.model import Contract
 
 NOISE = 0.1
 """Standard deviation of the noise, a share of each image's own range of values."""
@@ -51,17 +54,34 @@ def gradient_evidence(request: Request, samples: int) -> Tensor:
     return scaled(smoothed(without_rounding(request, products, products.sum((1, 2))), BLUR))
 
 
-def mean_gradients(request: Request, samples: int) -> Tensor:
+def plain_gradient(model: Contract, images: Tensor, prototypes: Tensor) -> Tensor:
+    """[n, C, H, W], the gradient of the prototypes' activations [n] with respect to images that ask for it."""
+    (found,) = torch.autograd.grad(model.activations(images, prototypes).sum(), images)
+    return found
+
+
+def mean_gradients(
+    request: Request,
+    samples: int,
+    noise: float = NOISE,
+    gradient: Callable[[Contract, Tensor, Tensor], Tensor] = plain_gradient,
+) -> Tensor:
     """[N, C, H, W], the activations' gradient, mean over noisy copies; (pair, copy) rows fill the passes.
 
     The noise depends on the seed and the image's shape alone: every pair sees the same, in any company.
+
+    Args:
+        request: whose N pairs.
+        samples: noisy copies, a forward + input-gradient pass each.
+        noise: its standard deviation, a share of each image's own range of values.
+        gradient: as :func:`plain_gradient`, of some rows.
     """
     model = quick(request.model, request.images)
     rows, prototypes = request.targets.images, request.targets.prototypes
     generator = torch.Generator().manual_seed(request.seed)
     shape = (samples, *request.images.shape[1:])
     draws = torch.randn(shape, generator=generator, dtype=torch.float64).to(request.images)
-    spread = (NOISE * ranges(request.images)).view(-1, 1, 1, 1)
+    spread = (noise * ranges(request.images)).view(-1, 1, 1, 1)
     total = torch.zeros_like(request.images[rows])
 
     def work(part: slice) -> None:
@@ -69,11 +89,10 @@ def mean_gradients(request: Request, samples: int) -> Tensor:
         pairs, copies = index // samples, index % samples
         images = (request.images[rows[pairs]] + spread[rows[pairs]] * draws[copies]).requires_grad_()
         with torch.enable_grad():
-            activations = model.activations(images, prototypes[pairs])
-            (found,) = torch.autograd.grad(activations.sum(), images)
+            found = gradient(model, images, prototypes[pairs]).detach()
         # One by one and in order: a sum over the chunk would round by where chunks begin.
-        for pair, gradient in zip(pairs.tolist(), found, strict=True):
-            total[pair] += gradient
+        for pair, own in zip(pairs.tolist(), found, strict=True):
+            total[pair] += own
         if request.progress is not None:
             request.progress(len(pairs))
 

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from protomask.checks import check_choice, check_count, check_number
-from protomask.engine import in_chunks
 from protomask.fills import FILLS, fill_images
 from protomask.folding import quick
 from protomask.localisers.attribution import Gradients, activation_of, over_pairs, ranges
 from protomask.localisers.base import Maps, Request, register
+from protomask.localisers.evidence import mean_gradients
+from protomask.model import Contract
 
 
 @register("saliency", "The size of the activation's gradient at each pixel, its largest channel; blurred.")
@@ -75,34 +75,15 @@ class SmoothGrad(Gradients):
         return self._maps(request, products, products.sum((1, 2)))
 
     def _mean_gradients(self, request: Request) -> Tensor:
-        """[N, C, H, W]; (pair, copy) rows go through the network together, ``batch`` at once."""
+        """[N, C, H, W], by Captum."""
         from captum.attr import Saliency as Method
 
-        method = Method(activation_of(quick(request.model, request.images)))
-        rows, prototypes = request.targets.images, request.targets.prototypes
-        generator = torch.Generator().manual_seed(request.seed)
-        shape = (self.samples, *request.images.shape[1:])
-        draws = torch.randn(shape, generator=generator, dtype=torch.float64).to(request.images)
-        spread = (self.noise * ranges(request.images)).view(-1, 1, 1, 1)
-        total = torch.zeros_like(request.images[rows])
+        def gradient(model: Contract, images: Tensor, prototypes: Tensor) -> Tensor:
+            method = Method(activation_of(model))
+            found: Tensor = method.attribute(images, abs=False, additional_forward_args=(prototypes,))
+            return found
 
-        def work(part: slice) -> None:
-            index = torch.arange(part.start, part.stop, device=rows.device)
-            pairs, copies = index // self.samples, index % self.samples
-            images = request.images[rows[pairs]] + spread[rows[pairs]] * draws[copies]
-            with torch.enable_grad():
-                found = method.attribute(
-                    images.requires_grad_(), abs=False, additional_forward_args=(prototypes[pairs],)
-                )
-            # One by one and in order: a sum over the chunk would round by where chunks begin.
-            for pair, gradient in zip(pairs.tolist(), found.detach(), strict=True):
-                total[pair] += gradient
-            if request.progress is not None:
-                request.progress(len(pairs))
-
-        for _ in in_chunks(len(rows) * self.samples, request.batch, work):
-            pass
-        return total / self.samples
+        return mean_gradients(request, self.samples, self.noise, gradient)
 
 
 @register("integrated-gradients", "The gradient's mean on the way from a blank image, times the way; blurred.")
