@@ -83,7 +83,7 @@ class Description:
 
     Attributes:
         family: an installed family's name, such as ``"protopnet"``.
-        backbone: the family's name of the backbone, such as ``"resnet18"``.
+        backbone: the family's name of the backbone, such as ``"resnet18"`` or ``"resnet18@16"``.
         prototype_shape: (P, D, h1, w1).
         num_classes: K.
         activation: ``"log"`` or ``"linear"`` in the squared L2 distance, or ``"cosine"``.

@@ -165,6 +165,76 @@ def test_features_are_torchvisions_own() -> None:
     assert torch.allclose(net.classifier(pooled), net(images()), rtol=0, atol=1e-5)
 
 
+CUTS = {
+    "mobilenet_v2@16": (96, "features.13."),
+    "mobilenet_v2@4": (24, "features.3."),
+    "vgg11_bn@16": (512, "features.26."),
+    "vgg11@1": (64, "features.0."),
+    "resnet18@16": (256, "layer3."),
+    "resnet50@4": (256, "layer1."),
+    "densenet121@16": (1024, "features.denseblock3."),
+    "squeezenet1_1@8": (256, "features.7."),
+    "conv-small@8": (64, "features.16."),
+}
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_a_cut_backbone_is_the_first_layers_of_the_whole(name: str, tmp_path: Path) -> None:
+    whole = build_features(name.partition("@")[0]).eval()
+    statistics(whole)
+    torch.save(whole.state_dict() | {"classifier.weight": torch.zeros(1)}, tmp_path / "weights.pth")
+    features = build_features(name).eval()
+    load_weights(features, tmp_path / "weights.pth")
+    kept = features.state_dict()
+    first = {k: v for k, v in whole.state_dict().items() if k in kept}
+    assert list(first) == list(whole.state_dict())[: len(kept)]
+    assert all(torch.equal(kept[k], v) for k, v in first.items())
+    channels, last = CUTS[name]
+    assert list(kept)[-1].startswith(last)
+    stride = int(name.partition("@")[2])
+    cells = 128 // stride - ("squeezenet" in name)  # which does not pad
+    assert features(images(1, 128)).shape == (1, channels, cells, cells)
+    assert receptive_field(features, 128)[:2] == [cells, stride]
+    assert repr(features) == f"{name}_features"
+
+
+def test_a_cut_backbone_gives_the_inner_activations_of_the_whole() -> None:
+    whole, cut = build_features("mobilenet_v2").eval(), build_features("mobilenet_v2@16").eval()
+    cut.load_state_dict(whole.state_dict(), strict=False)
+    assert torch.equal(cut(images()), whole[0][:14](images()))  # type: ignore[index]
+    assert [m(images()).shape[2] for m in (cut, whole[0][:15])] == [4, 2]  # type: ignore[index]
+
+
+def test_a_cut_at_the_last_stride_is_the_whole() -> None:
+    for name, stride in (("mobilenet_v2", 32), ("resnet18", 32), ("densenet121", 32), ("conv-small", 16)):
+        cut, whole = build_features(f"{name}@{stride}"), build_features(name)
+        assert [k for k, _ in cut.named_modules()] == [k for k, _ in whole.named_modules()]
+
+
+@pytest.mark.parametrize("stride", ["64", "3", "", "016", "16@8", "x", "-1", "1"])
+def test_a_stride_that_a_backbone_does_not_have(stride: str) -> None:
+    with pytest.raises(InputError, match=f"a stride of 2, 4, 8, 16, 32, got 'mobilenet_v2@{stride}'"):
+        build_features(f"mobilenet_v2@{stride}")
+
+
+def test_weights_files_of_a_cut_backbone(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    features = build_features("conv-small@8", 1)
+    whole = build_features("conv-small").state_dict()
+    torch.save(whole, path)
+    load_weights(features, path)
+    first = "features.0.weight"
+    assert torch.equal(features.state_dict()[first], whole[first].sum(1, keepdim=True))
+    torch.save(features.state_dict(), path)
+    load_weights(features, path)
+    torch.save(whole | {"features.99.weight": torch.zeros(1)}, path)
+    with pytest.raises(CheckpointError, match=r"conv-small@8_features, got 1 unexpected: features\.99\.weight"):
+        load_weights(features, path)
+    torch.save({k: v for k, v in whole.items() if k != first}, path)
+    with pytest.raises(CheckpointError, match=r"1 missing: features\.0\.weight"):
+        load_weights(features, path)
+
+
 @pytest.mark.parametrize(("backbone", "size"), [("conv-small", 208), ("vgg11", 208), ("squeezenet1_1", 320)])
 def test_receptive_field_against_gradients(backbone: str, size: int) -> None:
     features = build_features(backbone).eval()
@@ -238,6 +308,23 @@ def test_checkpoint_of_a_pruned_model(tmp_path: Path, monkeypatch: pytest.Monkey
     assert loaded.model.describe(1) == "c / 1"  # type: ignore[attr-defined]
     assert loaded.model.mean == (0.1, 0.2, 0.3)  # type: ignore[attr-defined]
     assert loaded.model.input_shape == (3, 64, 64)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("backbone", ["mobilenet_v2@16", "resnet18@8", "conv-small@8"])
+def test_checkpoint_of_a_cut_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: str) -> None:
+    monkeypatch.setattr(checkpoints, "families", lambda: {"protopnet": FAMILY})
+    model = small(backbone)
+    saved = save_checkpoint(tmp_path, model, description(model, backbone=backbone))
+    loaded = load_checkpoint(saved)
+    assert loaded.description is not None
+    assert loaded.description.backbone == backbone
+    for mine, other in zip(model(images()), loaded.module(images()), strict=True):
+        assert torch.equal(mine, other)
+    text = (saved / "model.json").read_text()
+    for wrong, message in ((backbone.partition("@")[0], "missing"), (backbone + "0", "and a stride of")):
+        (saved / "model.json").write_text(text.replace(backbone, wrong))
+        with pytest.raises(CheckpointError, match=message):
+            load_checkpoint(saved)
 
 
 def test_oblong_input() -> None:

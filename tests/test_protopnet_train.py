@@ -419,6 +419,7 @@ def test_options_default_to_the_settings() -> None:
     wanted = TrainSettings("resnet18", size=(192, 256), augment=False, locate=False, crop="box", lr_step=3)
     assert settings_of(given) == wanted
     assert parse_size("225") == (225, 225)
+    assert settings_of(parsed("--backbone", "mobilenet_v2@16")).backbone == "mobilenet_v2@16"
 
 
 def test_help_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
@@ -435,6 +436,12 @@ def test_wrong_options(arguments: list[str], capsys: pytest.CaptureFixture[str])
         parsed(*arguments)
 
 
+def test_an_unknown_backbone_names_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parsed("--backbone", "alexnet@16")
+    assert "expected one of vgg11, vgg11_bn" in capsys.readouterr().err
+
+
 def test_wrong_settings() -> None:
     with pytest.raises(InputError, match="batch: expected an integer of at least 1, got 0"):
         replace(QUICK, batch=0)
@@ -442,6 +449,8 @@ def test_wrong_settings() -> None:
         replace(QUICK, lr_features=-1)
     with pytest.raises(InputError, match="size: expected"):
         replace(QUICK, size=(8, 8))
+    with pytest.raises(InputError, match=r"backbone: expected one of vgg11.*'alexnet'"):
+        replace(QUICK, backbone="alexnet@16")
 
 
 def test_the_command_trains_on_planted_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -2,10 +2,14 @@
 
 torchvision and upstream name the layers alike, up to the one level of nesting that is rebuilt here: ResNets lie bare
 (``conv1``, ``layer1``, ...), all others under ``features``. ``conv-small`` is our own, for small pictures.
+
+``mobilenet_v2@16`` is a MobileNetV2 that ends early, with the last layer whose output has stride 16: finer cells, each
+of which sees less of the image. Every backbone can be cut so, at the strides that its layers have (a ResNet's: stages).
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -50,19 +54,33 @@ class Features(nn.Sequential):
         return f"{self.name}_features"
 
 
+def check_backbone(name: str) -> str:
+    """``name`` as it came, if it is one of :data:`BACKBONES`, with ``@`` and a stride or without; else InputError.
+
+    Whether the backbone has that stride shows when it is built.
+    """
+    check_choice("backbone", name.partition("@")[0], BACKBONES)
+    return name
+
+
 def build_features(name: str, channels: int = 3) -> Features:
     """The convolutional layers of one of :data:`BACKBONES`, with torchvision's initial weights.
+
+    ``name@16`` is the backbone up to and including the last layer whose output has stride 16.
 
     With ``channels=1`` the first convolution takes grey images, and its weights are the sums over the three channels:
     the network computes what the original one does on a grey image in three equal channels.
 
     Raises:
-        InputError: an unknown name, or another number of channels than 1 or 3.
+        InputError: an unknown name, a stride that the backbone does not have, or other channels than 1 or 3.
     """
-    check_choice("backbone", name, BACKBONES)
+    check_backbone(name)
     if channels not in (1, 3):
         raise InputError(expected("channels", "1 or 3", channels))
-    features = _build(name)
+    whole, at, stride = name.partition("@")
+    features = _build(whole)
+    if at:
+        _cut(features, stride)
     if channels == 1:
         _make_grey(features)
     return features
@@ -80,6 +98,23 @@ def _build(name: str) -> Features:
     if name.startswith("densenet"):
         net.features.add_module("final_relu", nn.ReLU(inplace=True))  # torchvision has it outside, as a function
     return Features(name, {"features": net.features})
+
+
+def _cut(features: Features, stride: str) -> None:
+    """Leave out the layers after the last one whose output has the stride; what is kept keeps its name."""
+    layers = features if features.name.startswith("resnet") else features[0]
+    strides, reached = {}, 1
+    for name, layer in layers.named_children():
+        reached *= math.prod(step for _, step, _, _ in _windows(layer))
+        strides[name] = reached
+    if stride not in map(str, strides.values()):
+        some = ", ".join(map(str, sorted(set(strides.values()))))
+        wanted = f"{features.name}@ and a stride of {some}"
+        raise InputError(expected("backbone", wanted, repr(f"{features.name}@{stride}")))
+    for name, reached in strides.items():
+        if reached > int(stride):
+            delattr(layers, name)
+    features.name += f"@{stride}"
 
 
 def feature_channels(features: nn.Module) -> int:
@@ -101,9 +136,7 @@ def receptive_field(features: nn.Module, size: int, kernel: int = 1) -> list[flo
     do not widen the field and are left out.
     """
     cells, jump, extent, start = float(size), 1.0, 1.0, 0.5
-    layers = [m for name, m in features.named_modules() if "downsample" not in name and "expand1x1" not in name]
-    steps = [_window(m) for m in layers if isinstance(m, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d))]
-    for width, stride, padding, ceil in [*steps, (kernel, 1, 0, False)]:
+    for width, stride, padding, ceil in [*_windows(features), (kernel, 1, 0, False)]:
         reach = (cells + 2 * padding - width) / stride
         cells = (-(-reach // 1) if ceil else reach // 1) + 1
         extent += (width - 1) * jump
@@ -128,7 +161,7 @@ def load_weights(features: nn.Module, path: str | Path) -> None:
 
     ``{"state_dict": ...}`` and ``{"model": ...}`` around it, a ``module.`` prefix and the classifier's own entries are
     seen through; old files without ``num_batches_tracked`` are taken. For a grey backbone the first convolution of an
-    RGB file is summed over its channels (:func:`build_features`).
+    RGB file is summed over its channels (:func:`build_features`). A cut backbone takes the file of the whole one.
 
     Raises:
         CheckpointError: the file is missing or corrupt, needs code to load, or does not fit the backbone.
@@ -136,6 +169,8 @@ def load_weights(features: nn.Module, path: str | Path) -> None:
     path = Path(path)
     given = {k: v for k, v in _names(_read(path)).items() if not k.startswith(_HEADS)}
     wanted = features.state_dict()
+    for name in _left_out(features):
+        given.pop(name, None)
     missing = {k for k in wanted.keys() - given.keys() if not k.endswith("num_batches_tracked")}
     for problem, names in (("missing", missing), ("unexpected", given.keys() - wanted.keys())):
         if names:
@@ -176,6 +211,15 @@ def _names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {_OLD_DENSENET.sub(r"\1\2.", k[len(prefix) :]): v for k, v in state.items()}
 
 
+def _left_out(features: nn.Module) -> set[str]:
+    """The entries of the whole backbone's state dict that a cut one lacks."""
+    if not isinstance(features, Features) or "@" not in features.name:
+        return set()
+    with torch.device("meta"):
+        whole = _build(features.name.partition("@")[0])
+    return whole.state_dict().keys() - features.state_dict().keys()
+
+
 def _first(features: nn.Module) -> nn.Conv2d:
     return next(m for m in features.modules() if isinstance(m, nn.Conv2d))
 
@@ -195,6 +239,12 @@ def _small() -> nn.Sequential:
         layers += [conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
         channels = width
     return nn.Sequential(*layers)
+
+
+def _windows(features: nn.Module) -> list[tuple[int, int, int, bool]]:
+    """The windows along the widest path through a network, without shortcuts, in order."""
+    layers = [m for name, m in features.named_modules() if "downsample" not in name and "expand1x1" not in name]
+    return [_window(m) for m in layers if isinstance(m, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d))]
 
 
 def _window(layer: nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) -> tuple[int, int, int, bool]:

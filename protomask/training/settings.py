@@ -14,7 +14,7 @@ from protomask.checkpoint import ADD_ONS, CROPS
 from protomask.checks import check_choice, check_count, check_number
 from protomask.errors import InputError, expected
 from protomask.model import IMAGENET_MEAN, IMAGENET_STD
-from protomask.training.backbones import BACKBONES
+from protomask.training.backbones import BACKBONES, check_backbone
 
 BATCH_NORMS = ("auto", "train", "eval")
 # They change how a run is carried out, not what it computes, so a run may be resumed with others.
@@ -28,7 +28,7 @@ class BaseSettings:
     """Settings of a training run that all families have.
 
     Attributes:
-        backbone: one of :data:`protomask.training.backbones.BACKBONES`.
+        backbone: one of :data:`protomask.training.backbones.BACKBONES`, or cut at a stride, as ``"mobilenet_v2@16"``.
         weights: a file with the backbone's weights, or None to start from random ones.
         prototypes_per_class, prototype_depth: prototypes of each class, and their channels.
         add_on: ``"regular"`` or ``"bottleneck"``, the layers between backbone and prototypes.
@@ -96,7 +96,6 @@ class BaseSettings:
     progress: bool = True
 
     CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
-        "backbone": BACKBONES,
         "add_on": ADD_ONS,
         "crop": CROPS,
         "batch_norm": BATCH_NORMS,
@@ -112,6 +111,7 @@ class BaseSettings:
     )
 
     def __post_init__(self) -> None:
+        check_backbone(self.backbone)
         for name, allowed in self.CHOICES.items():
             check_choice(name, getattr(self, name), allowed)
         for name in self.COUNTS:
@@ -152,7 +152,8 @@ def add_base_arguments(
         The groups ``model``, ``stages``, ``optimiser`` and ``run``, for the family's own options.
     """
     model = parser.add_argument_group("model")
-    model.add_argument("--backbone", required=True, choices=BACKBONES, metavar="NAME", help=", ".join(BACKBONES))
+    about_backbone = ", ".join(BACKBONES) + "; mobilenet_v2@16 ends with its last layer of stride 16"
+    model.add_argument("--backbone", required=True, type=parse_backbone, metavar="NAME", help=about_backbone)
     start = "state dict of the torchvision model, .pth or .safetensors; without it the backbone starts random: then "
     start += "--warm-epochs 0 --lr-features 1e-3"
     add_option(model, settings, "weights", str, start, metavar="FILE")
@@ -215,6 +216,14 @@ def settings_from(settings: type[_Settings], args: argparse.Namespace) -> _Setti
         given["augment"] = given["augment"] == "on"
     given["crop"] = given.get("crop") or "none"
     return settings(**given)
+
+
+def parse_backbone(text: str) -> str:
+    """A backbone's name as it came, if it is a known one."""
+    try:
+        return check_backbone(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def parse_size(text: str) -> tuple[int, int]:
