@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.sparse import lil_matrix
 from scipy.sparse.linalg import spsolve
 from torch import Tensor
 
 from protomask.errors import InputError
 from protomask.metrics import Imputation, curves, faithfulness_scores, impute
+from protomask.metrics.imputation import TOLERANCE, _Solver
 from protomask.model import contract
 from protomask.records import Targets
 from protomask.region import rank
@@ -55,6 +57,54 @@ def test_it_solves_the_linear_system_that_scipy_solves() -> None:
     rough = impute(images.float(), holes)
     assert float((rough.double() - ours).abs().max()) < 0.05
     assert float((rough.double() - ours).abs().mean()) < 2e-3  # the noise that goes on top is .01
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 9), (8, 1), (2, 3), (5, 4), (16, 16), (33, 50)])
+def test_any_size_is_solved(height: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(height)
+    images = torch.randn(3, 2, height, width, generator=generator, dtype=torch.float64)
+    holes = torch.rand(3, height, width, generator=generator) < torch.tensor([0.2, 0.6, 0.9])[:, None, None]
+    holes[:, -1, -1] = False
+    ours = impute(images, holes, tolerance=1e-11)
+    for k in range(3):
+        wanted = direct(images[k].numpy(), holes[k].numpy()) if holes[k].any() else images[k].numpy()
+        np.testing.assert_allclose(ours[k].numpy(), wanted, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.95])
+@pytest.mark.parametrize("rough", [0.0, 0.7])
+def test_a_large_image_takes_few_rounds(share: float, rough: float) -> None:
+    """Holes of a smooth or a rough map, as a deletion curve makes them; the time of a round does not depend on it."""
+    generator = torch.Generator().manual_seed(3)
+    images, maps = (
+        F.interpolate(torch.randn(2, c, n, n, generator=generator), size=(225, 225), mode="bicubic")
+        for c, n in ((3, 40), (1, 12))
+    )
+    maps = maps + rough * torch.randn(maps.shape, generator=generator)
+    holes = maps <= maps.flatten(1).quantile(share, dim=1)[:, None, None, None]
+    solved, rounds = _Solver(images).solve(images, holes, TOLERANCE)
+    assert rounds <= 5
+    exact, _ = _Solver(images.double()).solve(images.double(), holes, 1e-9)
+    wrong = (solved - exact).abs().masked_select(holes)
+    assert float(wrong.mean()) < 3e-3 * float(images.std())
+
+
+def test_images_in_one_batch_are_solved_as_one_by_one() -> None:
+    """A CPU takes one image and its holes' box at a time, another device the whole batch."""
+    images, holes = noise_and_holes()
+    together, _ = _Solver(images).solve(images, holes[:, None], TOLERANCE)
+    for k in range(len(images)):
+        alone, _ = _Solver(images[:1]).solve(images[k : k + 1], holes[k : k + 1, None], TOLERANCE)
+        torch.testing.assert_close(together[k : k + 1], alone, rtol=0, atol=1e-12)
+    tight, _ = _Solver(images).solve(images, holes[:, None], 1e-11)
+    boxed = impute(images, holes, tolerance=1e-11)
+    torch.testing.assert_close(torch.where(holes[:, None], tight, images), boxed, rtol=0, atol=1e-8)
+
+
+def test_what_was_in_a_hole_does_not_count() -> None:
+    images, holes = noise_and_holes()
+    odd = images.requires_grad_().masked_fill(holes[:, None], 1e30)
+    torch.testing.assert_close(impute(odd, holes), impute(images, holes), rtol=0, atol=0)
 
 
 def test_a_constant_image_stays_and_known_pixels_do_not_move() -> None:
