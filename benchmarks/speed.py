@@ -5,9 +5,15 @@ all of them. Reported are ratios of medians, with the quartiles of the times; ab
 
 *floor*: forward pass and gradient with respect to the input of the frozen network as it was loaded, in channels-last,
 at the batch size that is fastest for it. *naive*: the mask method as one would first write it: one pair, one scale and
-one step at a time, parameters not frozen, 5 scales x 150 steps. On large networks 20 steps of it, and a part of the
-work of every other method, are timed and multiplied; the table says so. What a call does once (folding, fills, the pass
-after) is multiplied with it, so these rows are upper bounds. ::
+one step at a time, parameters not frozen, 5 scales x 150 steps. Its step in floor passes, under each table's heading,
+is what passes that are well filled can give at best; what methods are faster than that, they owe to fewer passes.
+
+On small networks all is timed whole. On large ones naive is timed over 10 steps and multiplied, as it does next to
+nothing once. A method of more than 10 passes is timed in two parts of its work, in turn in each round, which differ in
+their number of passes alone (of the same kinds, in the proportion of those that are left), and a line through the two
+is extended to all passes: what a call does once (a look at the network, fills, the pass after) counts once. Each pass
+has as many images as there are pairs, so that all are equally full. The copy with folded batch norms is kept from call
+to call and is made in the round that is not counted. ::
 
     python benchmarks/speed.py --threads 1,2 --out benchmarks/results/speed
     python benchmarks/speed.py --device cuda --out benchmarks/results/speed-cuda
@@ -24,6 +30,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -45,19 +52,28 @@ from protomask.store import prepare_output
 from protomask.training.backbones import build_features
 from protopnet_ext.model import ProtoPNet
 
-SCALES, STEPS, TIMED_STEPS = (6, 8, 12, 16, 24), 150, 4
+SCALES, STEPS, TIMED_STEPS = (6, 8, 12, 16, 24), 150, 2
 PRESETS = ("mdm-fast", "mdm", "mdm-best")
 OTHERS = ("single-mask", "smoothgrad", "occlusion", "rise", "extremal")
 BATCHES = (4, 8, 16, 32, 64)
-FEW_BATCHES = (2, 4, 8, 16)
+FEW_BATCHES = (1, 2, 4, 8, 16)
 SLOW, FEW_PAIRS = ("occlusion", "rise", "extremal"), 8  # methods that are timed on the first few pairs only
-# On large networks a method is timed over a part of its work and multiplied, as the literal one is.
-SHORT: dict[str, dict[str, object]] = {
-    **{name: {"steps": 2, "gradients": 1} for name in PRESETS},  # the first step needs no pass
-    "single-mask": {"steps": 2},
-    "smoothgrad": {"samples": 2},
-    "rise": {"masks": 12},
-    "extremal": {"steps": 1},
+# Pairs on a CPU, so that a round takes a minute or two: a floor pass of VGG19 is half a second, MobileNetV2's a tenth.
+PAIRS = {"mobilenet_v2": 8, "resnet34": 8}
+OTHER_PAIRS = 4
+FEW_PASSES = 10  # methods of no more are timed whole on large networks as well
+
+Settings = Mapping[str, object]
+# Two parts of a method's work. Of the presets' passes, from the one part to the other as from there to the whole, as
+# many per gradient are steps: the first step needs no pass, and the others take two for each mask.
+PARTS: dict[str, tuple[Settings, Settings]] = {
+    "mdm": ({"steps": 2, "gradients": 1}, {"steps": 4, "gradients": 4}),
+    "mdm-best": ({"steps": 2, "gradients": 1}, {"steps": 3, "gradients": 5}),
+    "single-mask": ({"steps": 2}, {"steps": 4}),
+    "smoothgrad": ({"samples": 2}, {"samples": 8}),
+    "extremal": ({"steps": 1}, {"steps": 2}),
+    "loop, scales apart": ({"steps": 2}, {"steps": 4}),
+    "loop, scales together": ({"steps": 2}, {"steps": 6}),
 }
 
 
@@ -68,40 +84,67 @@ class Subject:
     Attributes:
         name: in the table.
         request: the pairs.
-        whole: whether methods are timed whole; else the literal one over :data:`TIMED_STEPS` steps per scale and others
-            as :data:`SHORT` says, and multiplied.
+        whole: whether all methods are timed whole; else naive over :data:`TIMED_STEPS` steps per scale, and others as
+            :data:`PARTS` says.
+        batch: images in a pass.
     """
 
     name: str
     request: Request
     whole: bool
+    batch: int
 
 
 @dataclass(frozen=True)
 class Work:
-    """One thing to time: what to run, and how many units (pairs, images) a run is; a fraction where it is a part."""
+    """One thing to time.
 
-    run: Callable[[], object]
-    units: float
+    Attributes:
+        parts: one run with its number of passes (or steps), or two with different numbers.
+        passes: of the whole.
+        pairs: that a run is on; images, for a floor.
+        seconds: of the whole, per pair, one for each round.
+    """
+
+    parts: tuple[tuple[Callable[[], object], float], ...]
+    passes: float
+    pairs: int
     seconds: list[float] = field(default_factory=list)
 
+    def add(self, spent: Sequence[float]) -> None:
+        """A round's seconds of each part."""
+        numbers = [number for _, number in self.parts]
+        self.seconds.append(extended(numbers, spent, self.passes) / self.pairs)
 
-def planted(name: str, path: str, pairs: int, device: str) -> Subject:
+
+def extended(numbers: Sequence[float], spent: Sequence[float], whole: float) -> float:
+    """Seconds of the whole: on the line through two parts, in proportion where there is one."""
+    if len(numbers) == 1:
+        return spent[0] * (whole / numbers[0])
+    slope = (spent[1] - spent[0]) / (numbers[1] - numbers[0])
+    return spent[1] + slope * (whole - numbers[1])
+
+
+def planted(name: str, path: str, pairs: int, batch: int, device: str) -> Subject:
     model = load_model(path, device).model
     known = contract(model)
     data = Planted("birds", "test", count=pairs, size=96, classes=12, seed=40)
     images = tensors(known, [data[i] for i in range(pairs)])
-    return Subject(name, requested(known, images), True)
+    return Subject(name, requested(known, images), True, batch)
 
 
-def pretrained(name: str, backbone: str, size: int, pairs: int, device: str) -> Subject:
-    """A ProtoPNet with random weights: timing does not ask what they are."""
+def pretrained(backbone: str, size: int, pairs: int, batch: int, device: str) -> Subject:
+    """A ProtoPNet with random weights: timing does not ask what they are. Pairs fill whole passes."""
+    if device == "cpu":
+        pairs = min(pairs, PAIRS.get(backbone, OTHER_PAIRS))
+    batch = min(batch, pairs)
+    pairs -= pairs % batch
     torch.manual_seed(0)
     features = build_features(backbone)
     model = ProtoPNet(features, (40, 128, 1, 1), 8, img_size=size).to(device).eval()
     known = contract(protopnet_ext.wrap(model))
     images = torch.randn(pairs, 3, size, size, generator=torch.Generator().manual_seed(1)).to(device)
-    return Subject(name, requested(known, images), False)
+    return Subject(f"{backbone} at {size} px", requested(known, images), False, batch)
 
 
 def requested(model: Contract, images: Tensor) -> Request:
@@ -147,22 +190,39 @@ def floor_works(subject: Subject, batches: Sequence[int]) -> dict[str, Work]:
         rows = torch.arange(batch, device=request.images.device) % len(request.images)
         images = request.images[rows].contiguous(memory_format=torch.channels_last)
         prototypes = request.targets.prototypes[rows]
-        works[f"floor@{batch}"] = Work(lambda i=images, p=prototypes: floor(request.model, i, p), batch)
+        run = torch.enable_grad()(partial(floor, request.model, images, prototypes))
+        works[f"floor@{batch}"] = Work(((run, 1),), 1, batch)
     return works
 
 
-def method_work(subject: Subject, name: str, localiser: Localiser, batch: int) -> Work:
-    ready = Request(**{**vars(subject.request), "batch": batch})
+def method_work(subject: Subject, name: str, localiser: Localiser) -> Work:
+    """The method, whole or in two parts."""
+    ready = replace(subject.request, batch=subject.batch)
     if name in SLOW:
-        rows = ready.targets.images < FEW_PAIRS
-        kept = {"targets": ready.targets[rows], "before": ready.before[rows], "floors": ready.floors[rows]}
-        ready = Request(**{**vars(ready), **kept, "images": ready.images[:FEW_PAIRS]})
-    factor = 1.0
-    if not subject.whole:
-        whole = localiser
-        localiser = replace(whole, **SHORT.get(name, {"steps": 2}))  # type: ignore[type-var]
-        factor = all_passes(whole) / all_passes(localiser)
-    return Work(lambda: localiser(ready), len(ready.targets) / factor)
+        ready = first(ready, FEW_PAIRS if subject.whole else max(1, len(ready.images) // 2))
+    whole = all_passes(localiser)
+    parts = [localiser]
+    if not subject.whole and whole > FEW_PASSES:
+        parts = [replace(localiser, **settings) for settings in parts_of(name, subject.batch)]  # type: ignore[type-var]
+    return Work(tuple((partial(one, ready), all_passes(one)) for one in parts), whole, len(ready.targets))
+
+
+def first(request: Request, images: int) -> Request:
+    rows = request.targets.images < images
+    return replace(
+        request,
+        images=request.images[:images],
+        targets=request.targets[rows],
+        before=request.before[rows],
+        floors=request.floors[rows],
+    )
+
+
+def parts_of(name: str, batch: int) -> tuple[Settings, ...]:
+    """Settings of the two parts; none for a method that is not timed on large networks."""
+    if name == "rise":
+        return {"masks": batch}, {"masks": 3 * batch}
+    return PARTS.get(name, ())
 
 
 def all_passes(localiser: Localiser) -> float:
@@ -170,32 +230,34 @@ def all_passes(localiser: Localiser) -> float:
     return float(localiser.passes) or image_passes_of(localiser)
 
 
-def works_of(subject: Subject, methods: Mapping[str, Localiser], batch: int) -> dict[str, Work]:
+def works_of(subject: Subject, methods: Mapping[str, Localiser]) -> dict[str, Work]:
+    """Everything that is timed, by name."""
     steps = STEPS if subject.whole else TIMED_STEPS
-    works = {"naive": Work(lambda: naive(subject.request, steps), steps / STEPS)}
-    works |= floor_works(subject, BATCHES if subject.whole else FEW_BATCHES)
+    works = {"naive": Work(((torch.enable_grad()(partial(naive, subject.request, steps)), steps),), STEPS, 1)}
+    works |= floor_works(subject, BATCHES if subject.whole else [b for b in FEW_BATCHES if b <= 2 * subject.batch])
     for name, localiser in methods.items():
-        if subject.whole or name in SHORT or name.startswith("loop"):
-            works[name] = method_work(subject, name, localiser, batch)
+        if subject.whole or all_passes(localiser) <= FEW_PASSES or parts_of(name, subject.batch):
+            works[name] = method_work(subject, name, localiser)
     return works
 
 
 def time_all(subject: Subject, works: Mapping[str, Work], rounds: int) -> None:
     """Every work once per round; the first round warms up and is not counted."""
-    model = subject.request.model
     for turn in range(rounds + 1):
-        for name, work in works.items():
-            with untouched(model.module):
-                synchronise(subject.request.images.device)
-                start = time.perf_counter()
-                if name == "naive":
-                    work.run()
-                else:
-                    with torch.no_grad():
-                        work.run() if not name.startswith("floor") else torch.enable_grad()(work.run)()
-                synchronise(subject.request.images.device)
-                if turn:
-                    work.seconds.append((time.perf_counter() - start) / work.units)
+        for work in works.values():
+            spent = [time_one(subject, run) for run, _ in work.parts]
+            if turn:
+                work.add(spent)
+
+
+def time_one(subject: Subject, run: Callable[[], object]) -> float:
+    """Seconds of one run on the frozen network."""
+    with untouched(subject.request.model.module), torch.no_grad():
+        synchronise(subject.request.images.device)
+        start = time.perf_counter()
+        run()
+        synchronise(subject.request.images.device)
+        return time.perf_counter() - start
 
 
 def synchronise(device: torch.device) -> None:
@@ -216,6 +278,7 @@ def summary(subject: Subject, works: Mapping[str, Work], methods: Mapping[str, L
         passes = float(localiser.passes)
         rows[name] = {
             "passes": passes,
+            "pairs": works[name].pairs,
             "speed-up over naive": medians["naive"] / medians[name],
             "floor passes": medians[name] / floors[best],
             "a pass in floors": medians[name] / passes / floors[best] if passes else None,
@@ -224,11 +287,19 @@ def summary(subject: Subject, works: Mapping[str, Work], methods: Mapping[str, L
             else None,
         }
     return {
-        "timed": "whole" if subject.whole else "naive over 20 of 750 steps, the others over a part, and multiplied",
+        "timed": timed(subject),
         "best floor": best,
+        "a step of naive in floors": medians["naive"] / (len(SCALES) * STEPS) / floors[best],
         "rows": rows,
         "seconds per unit": {n: {"median": medians[n], "quartiles": quartiles(t)} for n, t in times.items()},
     }
+
+
+def timed(subject: Subject) -> str:
+    if subject.whole:
+        return "whole"
+    naive_steps = f"naive over {len(SCALES) * TIMED_STEPS} of {len(SCALES) * STEPS} steps and multiplied"
+    return f"{naive_steps}; methods of over {FEW_PASSES} passes in two parts, and the line through them extended"
 
 
 def quartiles(values: Sequence[float]) -> list[float]:
@@ -257,8 +328,10 @@ def table(name: str, threads: int, result: Mapping[str, object]) -> str:
     lines = [
         f"### {name}, {threads} thread{'s' if threads > 1 else ''} (timed: {result['timed']})",
         "",
-        "| method | passes | times the speed of naive | cost in floor passes | a pass in floors | spread |",
-        "|---|---|---|---|---|---|",
+        f"naive step = {result['a step of naive in floors']:.2f} floors: what well-filled passes can give at best.",
+        "",
+        "| method | passes | pairs | times the speed of naive | cost in floor passes | a pass in floors | spread |",
+        "|---|---|---|---|---|---|---|",
     ]
     rows, times = result["rows"], result["seconds per unit"]
     assert isinstance(rows, dict)
@@ -267,8 +340,8 @@ def table(name: str, threads: int, result: Mapping[str, object]) -> str:
         median, (low, high) = times[method]["median"], times[method]["quartiles"]
         each = "-" if row["a pass in floors"] is None else f"{row['a pass in floors']:.2f}"
         lines.append(
-            f"| {method} | {row['passes']:.0f} | {row['speed-up over naive']:.0f} | {row['floor passes']:.1f} | {each} "
-            f"| {100 * (high - low) / median:.0f} % |"
+            f"| {method} | {row['passes']:.0f} | {row['pairs']} | {row['speed-up over naive']:.0f} "
+            f"| {row['floor passes']:.1f} | {each} | {100 * (high - low) / median:.0f} % |"
         )
     return "\n".join([*lines, ""])
 
@@ -279,8 +352,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", default="1,2", help="numbers of threads, each a part of the run")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds, after one that warms up")
-    parser.add_argument("--pairs", type=int, default=48, help="pairs that a batched method is timed on")
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--pairs", type=int, default=48, help="pairs that a method is timed on, at most")
+    parser.add_argument("--batch", type=int, default=32, help="images in a pass, at most")
     parser.add_argument("--planted", default="demo:protopnet,demo:xprotonet", help="planted models")
     parser.add_argument("--networks", default="mobilenet_v2:225,resnet34:224,vgg19:224", help="backbone:size, or none")
     parser.add_argument("--methods", default=",".join([*PRESETS, *OTHERS]))
@@ -291,11 +364,10 @@ def subjects(args: argparse.Namespace) -> list[Callable[[], Subject]]:
     """How to make each; one is in memory at a time."""
     makers: list[Callable[[], Subject]] = []
     for path in filter(None, args.planted.split(",")):
-        makers.append(lambda p=path: planted(p, p, args.pairs, args.device))
-    few = max(2, args.pairs // 6)
+        makers.append(partial(planted, path, path, args.pairs, args.batch, args.device))
     for text in filter(lambda t: t and t != "none", args.networks.split(",")):
         name, _, size = text.partition(":")
-        makers.append(lambda n=name, s=int(size), few=few: pretrained(f"{n} at {s} px", n, s, few, args.device))
+        makers.append(partial(pretrained, name, int(size), args.pairs, args.batch, args.device))
     return makers
 
 
@@ -320,7 +392,7 @@ def main() -> None:
         for threads in [int(t) for t in args.threads.split(",")]:
             torch.set_num_threads(threads)
             subject = make()
-            works = works_of(subject, methods, args.batch)
+            works = works_of(subject, methods)
             time_all(subject, works, args.rounds)
             result = summary(subject, works, methods)
             report["results"][f"{subject.name}, {threads} threads"] = result

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector
 
 import protomask
 from protomask.activation import relative_activation
@@ -17,7 +15,6 @@ from protomask.blending import blend_sides
 from protomask.blur import gaussian_blur
 from protomask.engine import Problems, Schedule, train_masks
 from protomask.errors import InputError, ResourceError
-from protomask.folding import folded, quick
 from protomask.localisers.mdm import MDM
 from protomask.masks import blend, render
 from protomask.memory import bytes_per_image, choose_batch
@@ -268,80 +265,6 @@ def test_half_precision_finds_about_the_same(precision: str) -> None:
         protomask.locate(ConvModel(), scenes(), "top:1", precision="int8")
 
 
-class Residual(nn.Module):
-    """Batch norms that can be folded, one whose convolution is read by another, and one after no convolution."""
-
-    mean, std, num_prototypes = (0.5,) * 3, (0.25,) * 3, 4
-
-    def __init__(self, shared: bool) -> None:
-        super().__init__()
-        self.shared = shared
-        self.first, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
-        self.second, self.other = nn.Conv2d(4, 4, 3, bias=False), nn.BatchNorm2d(4)
-        self.last = nn.BatchNorm2d(4)
-        for m in self.modules():
-            if isinstance(m, nn.BatchNorm2d):
-                nn.init.uniform_(m.weight, 0.5, 2)
-                nn.init.normal_(m.bias)
-                m.running_mean.normal_()
-                m.running_var.uniform_(0.5, 2)
-
-    def activations(self, images: Tensor, prototypes: Tensor | None = None) -> Tensor:
-        raw = self.first(images)
-        x = self.other(self.second(self.norm(raw).relu())).relu()
-        values = self.last(x).amax((2, 3)) + (raw.mean((2, 3)) if self.shared else 0)
-        return values if prototypes is None else values.gather(1, prototypes[:, None])[:, 0]
-
-
-def norms(model: Contract) -> int:
-    assert model.module is not None
-    return sum(isinstance(m, nn.BatchNorm2d) for m in model.module.modules())
-
-
-def test_folding_computes_the_same_and_leaves_the_model() -> None:
-    torch.manual_seed(0)
-    model = Residual(shared=False).eval()
-    before, images = copy.deepcopy(model.state_dict()), torch.randn(3, 3, 12, 12)
-    with torch.no_grad():
-        other = folded(contract(model), images)
-        assert norms(other) == 1
-        assert torch.allclose(other.activations(images), model.activations(images), atol=1e-5)
-    assert norms(contract(model)) == 3
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert not any(m._forward_hooks for m in model.modules())
-    assert parameters_to_vector(other.module.parameters()).dtype == torch.float32  # type: ignore[union-attr]
-
-
-def test_a_convolution_that_something_else_reads_is_not_folded() -> None:
-    torch.manual_seed(0)
-    model = Residual(shared=True).eval()
-    images = torch.randn(2, 3, 12, 12)
-    with torch.no_grad():
-        other = folded(contract(model), images)
-        assert torch.allclose(other.activations(images), model.activations(images), atol=1e-6)
-    assert other.source is model
-
-
-def test_a_copy_in_training_mode_is_folded_in_evaluation_mode() -> None:
-    class Rebuilt(Residual):
-        def __deepcopy__(self, memo: dict[int, object]) -> Rebuilt:
-            other = Rebuilt(self.shared)  # as some repositories' own copies, in training mode
-            other.load_state_dict(self.state_dict())
-            return other
-
-    torch.manual_seed(0)
-    model, images = Rebuilt(shared=False).eval(), torch.randn(3, 3, 12, 12)
-    with torch.no_grad():
-        other = folded(contract(model), images)
-        assert norms(other) == 1
-        assert torch.allclose(other.activations(images), model.activations(images), atol=1e-5)
-
-
-def test_a_model_that_is_no_module_is_not_folded() -> None:
-    model = contract(BlockModel([(0, 0, 9, 9)]))
-    assert folded(model, torch.rand(1, 3, 32, 32)) is model
-
-
 def test_the_fast_blur_is_the_repeatable_one() -> None:
     images = torch.rand(2, 3, 31, 44, dtype=torch.float64)
     for sigma in (0.7, 3.1, 40.0):
@@ -382,23 +305,3 @@ def test_the_presets_are_mdm_with_other_settings() -> None:
         plain = protomask.locate(ConvModel(), images, "top:1", MDM(**dict(found.settings)))
         assert torch.equal(found.maps, plain.maps)
         assert found.method == name
-
-
-def test_the_quick_copy_computes_the_same_and_takes_any_layout() -> None:
-    torch.manual_seed(0)
-    model, images = ConvModel().eval(), torch.rand(3, 3, 32, 32)
-    with torch.no_grad():
-        other = quick(contract(model), images)
-        assert other.channels_last
-        assert other.source is not model
-        assert quick(other, images) is other
-        torch.testing.assert_close(other.activations(images), model.activations(images), rtol=1e-4, atol=1e-6)
-
-
-def test_a_model_that_views_its_tensors_stays_as_it_is() -> None:
-    class Views(ConvModel):
-        def activations(self, images: Tensor, prototypes: Tensor | None = None) -> Tensor:
-            return super().activations(images.view(len(images), -1).view(images.shape), prototypes)
-
-    known = contract(Views().eval())
-    assert quick(known, torch.rand(2, 3, 32, 32)) is known

@@ -113,10 +113,9 @@ def test_the_models_own_maps_are_made_for_plc_only() -> None:
             Mapped.made += len(images)  # also those of copies
             return super().similarity_maps(images)
 
-    model = Mapped(prototypes=3, classes=3).eval()
-    parts = problem(model, "random")
     made = []
     for names in (["prc", "pac"], ["plc"]):
+        parts = problem(Mapped(prototypes=3, classes=3).eval(), "random")  # anew: a network is folded once
         Mapped.made = 0  # the activations go through the maps, too
         assert list(score_chunk(*parts, metrics=names)) == names
         made.append(Mapped.made)
