@@ -38,11 +38,15 @@ class _Blend(torch.autograd.Function):
         ctx.save_for_backward(images, fills)
         kept = torch.lerp(fills, images, masks[:, None])
         count = len(images)
-        shape = (count * (1 + complement), *images.shape[1:])
-        out = images.new_empty(shape).contiguous(memory_format=torch.channels_last)
+        out = torch.empty(
+            (count * (1 + complement), *images.shape[1:]),
+            dtype=images.dtype,
+            device=images.device,
+            memory_format=torch.channels_last,
+        )
         out[:count] = kept
         if complement:
-            out[count:] = images + fills - kept
+            torch.sub(images + fills, kept, out=out[count:])
         return out
 
     @staticmethod
