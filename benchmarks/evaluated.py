@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from joined import join
 from localisation import Pool
 
 from protomask.commands.common import DIRECTIONS
@@ -61,7 +62,7 @@ class Evaluated:
     """The pairs of all runs, one after the other; intervals are clustered by image and model.
 
     Attributes:
-        runs: what was read, one per model.
+        runs: what was read, one per model; evaluations of one model on the same pairs are joined.
         pool: method -> metric -> [N], of the methods and metrics that all runs have.
     """
 
@@ -181,16 +182,18 @@ def flips(comparisons: int) -> int:
 
 
 def read(folders: Sequence[str | Path]) -> Evaluated:
-    """The runs in these folders, pooled.
+    """The runs in these folders, those of one model joined (of a method's values the last count), the models pooled.
 
     Raises:
         DataError: a folder does not hold what an evaluation leaves behind.
-        InputError: the runs were scored with different fills, or share no method or metric.
+        InputError: the runs were scored with different fills, share no method or metric, or have different pairs
+            although model, data and seed are the same.
     """
-    runs = tuple(read_results(folder) for folder in folders)
-    fills = {run.about["scoring_fill"] for run in runs}
+    found = [read_results(folder) for folder in folders]
+    fills = {run.about["scoring_fill"] for run in found}
     if len(fills) > 1:
         raise InputError(expected("runs", "runs scored with one fill", ", ".join(sorted(fills))))
+    runs = join(found)
     methods = [m for m in runs[0].values if all(m in run.values for run in runs)]
     metrics = [k for k in METRICS if all(k in run.values[m] for run in runs for m in methods)]
     if not methods or not metrics:
@@ -203,3 +206,14 @@ def left_out(evaluated: Evaluated) -> Mapping[str, tuple[str, ...]]:
     """Model -> methods that it has and others have not, so that the table has not either."""
     found = {run.name: tuple(m for m in run.values if m not in evaluated.pool.values) for run in evaluated.runs}
     return {name: methods for name, methods in found.items() if methods}
+
+
+def metrics_left_out(evaluated: Evaluated) -> Mapping[str, tuple[str, ...]]:
+    """Metric -> methods of the table that do not have it in every run, so that the table has not either."""
+    methods, kept = evaluated.pool.values, {k for values in evaluated.pool.values.values() for k in values}
+    defined = {k for run in evaluated.runs for m in methods for k, v in run.values[m].items() if np.isfinite(v).any()}
+    return {
+        k: tuple(m for m in methods if any(k not in run.values[m] for run in evaluated.runs))
+        for k in METRICS
+        if k in defined - kept
+    }

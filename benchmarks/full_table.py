@@ -7,6 +7,19 @@ differences.json and about.json. ::
     protomask evaluate runs/planted-0 --data planted --scenes 600 --methods mdm,smoothgrad,random --out scores/planted-0
     protomask evaluate runs/planted-1 --data planted --scenes 600 --methods mdm,smoothgrad,random --out scores/planted-1
     python benchmarks/full_table.py scores/planted-0 scores/planted-1 --out benchmarks/results/planted-full
+
+Folders of the same model, data, seed and scoring fill are one run: their methods are joined, and their pairs have to be
+the same. A method that several of them have is taken from the last, and the table says so. The values of every pair are
+kept in runs/MODEL/ under --out (run.json, pairs.parquet), which is such a folder, too. So one method's rows are
+replaced, or a method is added, without running the others again::
+
+    protomask evaluate runs/planted-0 --data planted --scenes 600 --methods mdm --out scores/mdm-0
+    protomask evaluate runs/planted-1 --data planted --scenes 600 --methods mdm --out scores/mdm-1
+    python benchmarks/full_table.py benchmarks/results/planted-full/runs/* scores/mdm-0 scores/mdm-1 \\
+        --out benchmarks/results/planted-full --commit "$(git rev-parse --short HEAD)"
+
+--commit is of those evaluations only that do not tell theirs; what was kept does. The table has the metrics that all
+methods have, and names the others; what is kept has all.
 """
 
 from __future__ import annotations
@@ -15,10 +28,13 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from evaluated import FORWARD, LEVEL, PRESETS, Evaluated, Lead, flips, left_out, read
+from evaluated import FORWARD, LEVEL, PRESETS, Evaluated, Lead, flips, left_out, metrics_left_out, read
+from joined import commands as recorded
+from joined import commits, dated, folder_names, keep, origins
 from localisation import provenance, shortened
 
 from protomask.checks import check_choice
@@ -205,7 +221,11 @@ def counts(data: Evaluated) -> list[str]:
     said += f", an image under each model counted by itself: {'; '.join(each)}. "
     said += f"{drawn} pairs were drawn, {clear} of them with a clear causal part."
     missing = [f"{name}: {', '.join(methods)}" for name, methods in left_out(data).items()]
-    return [said] + ([f"Left out, since not all models have them: {'; '.join(missing)}."] if missing else [])
+    found = [said] + ([f"Left out, since not all models have them: {'; '.join(missing)}."] if missing else [])
+    lacking = [f"{metric} ({', '.join(methods)})" for metric, methods in metrics_left_out(data).items()]
+    if lacking:
+        found.append(f"Metrics left out, since the methods in brackets do not have them: {', '.join(lacking)}.")
+    return found
 
 
 def unlocated(data: Evaluated) -> list[str]:
@@ -219,7 +239,8 @@ def text(data: Evaluated, reference: str, commands: Sequence[str]) -> tuple[str,
     gaps, p_values = data.differences(reference), data.p_values(reference)
     paragraphs = [
         "Made by:", "```bash\n" + "\n".join(commands) + "\n```",
-        *counts(data), *unlocated(data), *cost(data), *means(data),
+        *counts(data), *(said for name, run in zip(names(data), data.runs, strict=True) for said in origins(name, run)),
+        *unlocated(data), *cost(data), *means(data),
         *differences(data, reference, gaps, p_values), *fills(data, reference), *not_best(data, reference, p_values),
     ]  # fmt: skip
     record = {
@@ -244,34 +265,39 @@ def names(data: Evaluated) -> list[str]:
 def write(data: Evaluated, out: Path, reference: str, commands: Collection[str], commit: str | None) -> str:
     check_choice("--reference", reference, data.competitors)
     start = time.perf_counter()
-    recorded = [shortened(str(run.about.get("command", ""))) for run in data.runs]
-    lines = [shortened(c) for c in commands] or [c for c in recorded if c]
+    data = replace(data, runs=tuple(dated(run, commit) for run in data.runs))
+    lines = [shortened(c) for c in commands] or recorded(data.runs)
     about = provenance("full_table.py", 0, 0)
     said, record = text(data, reference, [*lines, str(about["command"])])
     about |= {"minutes": round((time.perf_counter() - start) / 60, 1), "evaluated with": lines}
     about |= {"commit of the runs": commit} if commit else {}
     about["runs"] = {
-        name: {"seed": run.seed, "device": run.about["model"].get("device"), "versions": run.about["versions"]}
+        name: {
+            "seed": run.seed, "device": run.about["model"].get("device"), "versions": run.about["versions"],
+            "commits": commits(run),
+        }
         for name, run in zip(names(data), data.runs, strict=True)
-    }
+    }  # fmt: skip
     write_text(out / "table.md", said)
     each = {name: run.summaries for name, run in zip(names(data), data.runs, strict=True)}
     write_scores(out / "scores.json", {"pooled": data.summaries, **(each if len(each) > 1 else {})})
     write_text(out / "differences.json", json.dumps(record, indent=1) + "\n")
     write_text(out / "about.json", json.dumps(about, indent=2) + "\n")
+    for folder, run in zip(folder_names(each), data.runs, strict=True):
+        keep(run, out / "runs" / folder)
     return said
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders that `protomask evaluate` wrote, one per model")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders that `protomask evaluate` or this wrote")
     parser.add_argument("--out", required=True)
     parser.add_argument("--reference", default="mdm", metavar="METHOD", help="(default: %(default)s)")
     parser.add_argument(
         "--command", action="append", default=[], metavar="LINE",
         help="what made the runs, where run.json does not tell all of it; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--commit", metavar="HASH", help="of the code that made the runs, where it is not this one")
+    parser.add_argument("--commit", metavar="HASH", help="of the code that made those runs that do not tell it")
     args = parser.parse_args()
     print(write(read(args.runs), prepare_output(args.out), args.reference, args.command, args.commit))
 

@@ -6,6 +6,7 @@ import importlib
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from protomask.loading import load_model
 from protomask.localisers import LOCALISERS, image_passes_of, make_localiser
 from protomask.metrics import METRICS
 from protomask.pairs import draw_pairs
+from protomask.reporting.results import read_results
 from protomask.reporting.tidy import Scored, read_csv, write_csv
 from protomask.sanity import randomised
 from protomask.store import read_scores
@@ -66,6 +68,25 @@ def scores(energy: float, deletion: float, count: int = 24) -> dict[str, list[fl
     """Around these means, exactly: neighbours, which share an image, lie as far below as above."""
     wave = [0.01, -0.01] * (count // 2)
     return {"energy": [energy + w for w in wave], "deletion-30": [deletion + w for w in wave]}
+
+
+def retold(folder: Path, **changed: Any) -> Path:
+    """The folder after its run.json was changed; dictionaries are merged."""
+    about = json.loads((folder / "run.json").read_text())
+    for key, value in changed.items():
+        about[key] = {**about[key], **value} if isinstance(value, dict) else value
+    (folder / "run.json").write_text(json.dumps(about))
+    return folder
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> list[Path]:
+    """Two evaluations of one model: mdm, rise and random; then mdm anew, gradcam, and a metric fewer."""
+    old = run(tmp_path / "old", {m: scores(0.3, 0.4) for m in ("mdm", "rise", "random")}, {"mdm": "mean"})
+    new = run(tmp_path / "new", {m: {"energy": scores(0.9, 0)["energy"]} for m in ("gradcam", "mdm")}, {"mdm": "blur"})
+    about = {"name": "net", "device": "cpu"}
+    retold(old, model=about, commit="0ld0ld0", versions={"torch": "1"})
+    return [old, retold(new, model=about | {"device": "cuda"})]
 
 
 @pytest.fixture
@@ -179,6 +200,142 @@ def test_what_cannot_be_pooled_is_refused(benchmark: Any, two: list[Path]) -> No
         benchmark("evaluated").read(two)
     with pytest.raises(InputError, match="--reference"):
         benchmark("full_table").write(benchmark("evaluated").read(two[:1]), two[0], "annotation", [], None)
+
+
+def test_evaluations_of_one_model_are_joined_and_the_last_counts(benchmark: Any, parts: list[Path]) -> None:
+    data = benchmark("evaluated").read(parts)
+    (joined,) = data.runs
+    assert list(joined.values) == ["mdm", "rise", "random", "gradcam"]
+    assert len(data.pool.groups) == 24
+    assert data.summaries["mdm"]["energy"].mean == pytest.approx(0.9)
+    assert data.summaries["rise"]["energy"].mean == pytest.approx(0.3)
+    assert set(joined.values["rise"]) == {"energy", "deletion-30"}
+    assert data.metrics == ("energy",)  # what all methods have
+    assert benchmark("evaluated").metrics_left_out(data) == {"deletion-30": ("mdm", "gradcam")}
+    assert [joined.about["methods"][m]["fill"] for m in ("mdm", "rise")] == ["blur", ""]
+    assert joined.about["methods"]["rise"]["unlocated"] == 1
+    first, last = joined.about["sources"]
+    assert (first["methods"], first["instead"], first["commit"]) == (["rise", "random"], [], "0ld0ld0")
+    assert (last["methods"], last["instead"], last["commit"]) == (["gradcam", "mdm"], ["mdm"], None)
+    assert (first["device"], last["device"], first["versions"]["torch"]) == ("cpu", "cuda", "1")
+    turned = benchmark("evaluated").read(parts[::-1])
+    assert turned.summaries["mdm"]["energy"].mean == pytest.approx(0.3)
+    assert turned.runs[0].about["methods"]["mdm"]["fill"] == "mean"
+
+
+def test_an_evaluation_of_which_nothing_is_left_is_not_told(benchmark: Any, parts: list[Path], tmp_path: Path) -> None:
+    again = retold(run(tmp_path / "again", {m: scores(0.5, 0.5) for m in ("mdm", "gradcam")}), model={"name": "net"})
+    data = benchmark("evaluated").read([*parts, again])
+    assert [source["run"] for source in data.runs[0].about["sources"]] == ["old", "again"]
+    assert data.metrics == ("energy", "deletion-30")  # the one with fewer metrics is gone
+    (whole,) = benchmark("joined").join([data.runs[0], *benchmark("evaluated").read(parts[:1]).runs])
+    assert [(s["run"], s["methods"], s["instead"]) for s in whole.about["sources"]] == [
+        ("again", ["gradcam"], ["gradcam"]),
+        ("old", ["mdm", "rise", "random"], ["mdm", "rise", "random"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("first", "other"),
+    [
+        ({}, {"seed": 1}),
+        ({}, {"data": {"images": 7}}),
+        ({}, {"model": {"name": "another"}}),
+        ({}, {"model": {"crop": "box"}}),
+        ({"model": {"digest": "a"}}, {"model": {"digest": "b"}}),
+    ],
+)
+def test_other_models_data_and_seeds_are_runs_of_their_own(
+    benchmark: Any, parts: list[Path], first: dict[str, Any], other: dict[str, Any]
+) -> None:
+    retold(parts[0], **first)
+    assert len(benchmark("evaluated").read([parts[0], retold(parts[1], **other)]).runs) == 2
+
+
+@pytest.mark.parametrize("first", [{"digest": "a"}, {}])
+def test_a_digest_tells_a_model_better_than_its_name(benchmark: Any, parts: list[Path], first: dict[str, Any]) -> None:
+    retold(parts[0], model=first)
+    name = "renamed" if first else "net"  # where one of the two has no digest, names are all there is
+    (joined,) = benchmark("evaluated").read([parts[0], retold(parts[1], model={"digest": "a", "name": name})]).runs
+    assert joined.about["model"]["digest"] == "a"
+
+
+def test_different_pairs_of_one_model_are_refused(benchmark: Any, parts: list[Path]) -> None:
+    pairs, values = read_csv(parts[1] / "pairs.csv")
+    write_csv(parts[1] / "pairs.csv", [*pairs[:5], replace(pairs[5], prototype=9), *pairs[6:]], values)
+    with pytest.raises(InputError, match=r"new: expected the pairs of .*old.*got prototype 9 instead of 1 in pair 5"):
+        benchmark("evaluated").read(parts)
+    fewer = {m: {k: v[:23] for k, v in own.items()} for m, own in values.items()}
+    write_csv(parts[1] / "pairs.csv", pairs[:23], fewer)
+    with pytest.raises(InputError, match="got 23 instead of 24"):
+        benchmark("evaluated").read(parts)
+
+
+def test_what_is_kept_is_joined_with_a_later_run(benchmark: Any, parts: list[Path], tmp_path: Path) -> None:
+    table, evaluated, out = benchmark("full_table"), benchmark("evaluated"), tmp_path / "out"
+    table.write(evaluated.read(parts[:1]), out, "mdm", [], None)
+    kept = out / "runs" / "net"
+    assert {path.name for path in kept.iterdir()} == {"run.json", "pairs.parquet"}
+    assert np.array_equal(read_results(kept).values["rise"]["energy"], read_results(parts[0]).values["rise"]["energy"])
+    said = table.write(evaluated.read([kept, parts[1]]), out, "mdm", [], "abc1234")
+    assert "rise, random: of old at 0ld0ld0; gradcam, mdm: of new at abc1234 (mdm in place of an earlier" in said
+    assert "Metrics left out, since the methods in brackets do not have them: deletion-30 (mdm, gradcam)." in said
+    assert "protomask evaluate old --out=out\nprotomask evaluate new --out=out\npython" in said
+    assert json.loads((out / "about.json").read_text())["runs"]["net"]["commits"] == ["0ld0ld0", "abc1234"]
+    before = (kept / "pairs.parquet").read_bytes()
+    again = table.write(evaluated.read([kept]), out, "mdm", [], "no-such")
+    assert again == said  # whatever is kept tells its own commit
+    assert (kept / "pairs.parquet").read_bytes() == before
+    assert set(read_results(kept).values["rise"]) == {"energy", "deletion-30"}  # more than the table has
+    whole = {m: scores(0.7, 0.2) for m in ("gradcam", "mdm")}
+    final = evaluated.read([kept, retold(run(tmp_path / "last", whole), model={"name": "net"})])
+    assert final.metrics == ("energy", "deletion-30")
+
+
+def test_what_is_kept_has_no_folder_of_this_machine(benchmark: Any, parts: list[Path], tmp_path: Path) -> None:
+    settings = {"mdm": {"settings": {"folder": "/home/my name/maps", "scales": [3, "a=/far/off/b"]}, "fill": "mean"}}
+    command = "protomask evaluate '/home/my name/net' --root=/far/data"
+    retold(parts[0], methods=settings, data={"name": "/far/data"}, beside=["other"], command=command)
+    retold(parts[1], data={"name": "/near/data"}, pictures=[dict.fromkeys(("file", "heading", "alt", "caption"), "a")])
+    table, out = benchmark("full_table"), tmp_path / "out"
+    table.write(benchmark("evaluated").read(parts[:1]), out, "mdm", [], None)
+    text = (out / "runs" / "net" / "run.json").read_text()
+    assert not [bad for bad in ("/far", "/home", "my name", str(tmp_path)) if bad in text]
+    about = json.loads(text)
+    assert about["methods"]["mdm"]["settings"] == {"folder": "maps", "scales": [3, "a=b"]}
+    assert "beside" not in about
+    assert about["command"] == about["sources"][0]["command"] == "protomask evaluate net --root=data"
+    # The data set is the same, wherever it lies.
+    (joined,) = benchmark("evaluated").read([out / "runs" / "net", parts[1]]).runs
+    benchmark("joined").keep(joined, tmp_path / "kept")
+    assert json.loads((tmp_path / "kept" / "run.json").read_text())["pictures"] == []
+
+
+def test_only_absolute_paths_are_cut(benchmark: Any) -> None:
+    pathless = benchmark("joined").pathless
+    for text in (
+        "rel/ative",
+        "Cardinal / 3",
+        "https://host/a/b",
+        "./a/b",
+        "../a",
+        "~/a",
+        "1/2",
+        "2.5.0+cu121",
+        "",
+        "/",
+    ):
+        assert pathless(text) in (text, text.strip("/"))
+    assert pathless({m: k.sentence for m, k in METRICS.items()}) == {m: k.sentence for m, k in METRICS.items()}
+    assert pathless(["/a/b c/d", "x /a/b, y", "k:C", r"C:\Users\me\maps", 3, None]) == [
+        "d", "x b, y", "k:C", "maps", 3, None,
+    ]  # fmt: skip
+
+
+def test_kept_runs_have_folders_of_their_own(benchmark: Any) -> None:
+    names = benchmark("joined").folder_names
+    assert names(["a b", "..", "x/../y"]) == ["a-b", "model", "x-..-y"]
+    assert names(["net", "Net"]) == ["0-net", "1-Net"]  # one folder on some file systems
 
 
 def test_an_exception_is_a_method_that_beats_the_better_control(benchmark: Any) -> None:

@@ -16,13 +16,14 @@ from protomask.cli import main
 from protomask.errors import DataError, InputError
 from protomask.metrics import METRICS, Summary
 from protomask.pairs import Pair
+from protomask.reporting import tidy
 from protomask.reporting.comparing import holding, mean_ranks
 from protomask.reporting.examples import EXAMPLES, read_chunk, small_size
 from protomask.reporting.kept import Kept
 from protomask.reporting.latex import escaped, latex
 from protomask.reporting.page import Choice, page, settled
 from protomask.reporting.results import Results, read_results
-from protomask.reporting.tidy import COLUMNS, Scored, read_csv, write_csv, write_parquet
+from protomask.reporting.tidy import COLUMNS, Scored, read_csv, read_parquet, write_csv, write_parquet
 from protomask.store import read_regions
 from protomask.visualise.blocks import DifferenceTable, DotPlot, Multiples, PlainTable, ScoreTable
 from protomask.visualise.report import render
@@ -79,6 +80,144 @@ def test_a_broken_table_is_refused(tmp_path: Path, text: str | None, message: st
         path.write_text(text)
     with pytest.raises(DataError, match=message):
         read_csv(path)
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_the_parquet_table_comes_back_exactly(tmp_path: Path, small: bool) -> None:
+    lone = {**VALUES, "alone": {"deletion": np.array([np.nan, 1 / 3])}}  # a metric that the others have not
+    lone["last"] = {"deletion": np.zeros(2), "energy": np.ones(2)}  # and the two in another order
+    write_parquet(tmp_path / "pairs.parquet", PAIRS, lone, small=small)
+    pairs, read = read_parquet(tmp_path / "pairs.parquet")
+    assert pairs == tuple(PAIRS)
+    assert [(m, list(columns)) for m, columns in read.items()] == [(m, list(columns)) for m, columns in lone.items()]
+    for method, columns in lone.items():
+        for metric, column in columns.items():
+            assert np.array_equal(read[method][metric], column, equal_nan=True)
+
+
+def test_a_small_parquet_file_is_small(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pairs = [Scored(f"bird-{k}.jpg", f"bird-{k}.jpg", f"class {k % 7}", k, f"class {k} / 0", "") for k in range(200)]
+    made = {f"method {m}": {f"metric {k}": rng.random(200) for k in range(39)} for m in range(18)}
+    for small in (False, True):
+        write_parquet(tmp_path / f"{small}.parquet", pairs, made, small=small)
+    sizes = [(tmp_path / f"{small}.parquet").stat().st_size for small in (False, True)]
+    assert sizes[1] < min(1.03e6, 0.8 * sizes[0]), sizes
+
+
+def _columns(**changed: object) -> dict[str, object]:
+    """The columns of a table of two pairs, as they should be but for the changed ones."""
+    row = {"pair": [0, 1], "image": ["i", "j"], "group": ["g", "g"], "class": ["c", "c"], "prototype": [0, 1]}
+    row |= {"prototype_name": ["n", "n"], "part": ["", ""], "method": ["mdm", "mdm"], "metric": ["energy", "energy"]}
+    return {**row, "value": [0.5, None], **changed}
+
+
+def test_a_parquet_table_that_another_program_wrote_is_read(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.table(_columns())  # plain texts, and numbers of eight bytes
+    parquet.write_table(table.take([1, 0]), tmp_path / "pairs.parquet", row_group_size=1)
+    pairs, read = read_parquet(tmp_path / "pairs.parquet")
+    assert [pair.image for pair in pairs] == ["i", "j"]
+    assert np.array_equal(read["mdm"]["energy"], [0.5, np.nan], equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"more": [1, 2]}, "other columns"),
+        ({"pair": [0, 2]}, "2 pairs with gaps between"),
+        ({"pair": [-1, 0]}, "gaps between"),
+        ({"pair": [0, 1 << 40]}, "not in range"),
+        ({"pair": [0, None]}, "empty cells in pair"),
+        ({"method": ["mdm", None]}, "empty cells in method"),
+        ({"image": [1, 2]}, r"pairs\.parquet: expected a table with the columns"),
+        ({"value": ["a", "a"]}, "'a' as a scalar"),
+    ],
+)
+def test_a_broken_parquet_table_is_refused(tmp_path: Path, changed: dict[str, object], message: str) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table(_columns(**changed)), tmp_path / "pairs.parquet")
+    with pytest.raises(DataError, match=message):
+        read_parquet(tmp_path / "pairs.parquet")
+
+
+def test_what_is_no_parquet_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.parquet"
+    with pytest.raises(DataError, match=r"pairs\.parquet: .*no such file"):
+        read_parquet(path)
+    write_parquet(path, PAIRS, VALUES)
+    whole = path.read_bytes()
+    for content in (b"", b"PAR1", b"a,b\n0,1\n" * 9, whole[: len(whole) // 2], whole[:4] + bytes(99) + whole[103:]):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"pairs\.parquet: expected a table"):
+            read_parquet(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DataError, match="a folder"):
+        read_parquet(path)
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    path = tmp_path / "pairs.parquet"
+    parquet.write_table(pyarrow.table(_columns(pair=[0, 0], image=["i", "jjjj"])), path, compression="none")
+    assert len(read_parquet(path)[0]) == 1
+    path.write_bytes(path.read_bytes().replace(b"jjjj", b"\xff" * 4))
+    with pytest.raises(DataError, match=r"pairs\.parquet: expected a table"):
+        read_parquet(path)
+
+
+def test_a_damaged_byte_is_refused_or_gives_other_known_names(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    path, methods = tmp_path / "pairs.parquet", ["ma", "mb", "mc"]  # two bits each, of which 11 names nothing
+    row = {name: column[:1] * 3 for name, column in _columns().items()}
+    parquet.write_table(pyarrow.table({**row, "method": methods}), path, compression="none")
+    whole, column = path.read_bytes(), parquet.read_metadata(path).row_group(0).column(COLUMNS.index("method"))
+    read, refused = set(), []
+    for at in range(column.data_page_offset, column.dictionary_page_offset + column.total_compressed_size):
+        path.write_bytes(whole[:at] + b"\xff" + whole[at + 1 :])
+        try:
+            read |= set(read_parquet(path)[1])
+        except DataError as error:
+            refused.append(str(error))
+    assert read == set(methods)
+    assert [error for error in refused if "out of bounds" in error]
+
+
+def test_a_parquet_file_that_unpacks_to_far_more_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "pairs.parquet"
+    pairs = [Scored("i", "g", "", 0, "n", "")] * 100_000
+    write_parquet(path, pairs, {"mdm": {"energy": np.zeros(len(pairs))}}, small=True)
+    assert len(read_parquet(path)[0]) == len(pairs)
+    monkeypatch.setattr(tidy, "MOST_UNPACKED", 1 << 20)
+    monkeypatch.setattr(tidy, "MOST_PER_BYTE", 1)
+    with pytest.raises(DataError, match="bytes that unpack to 4400000"):
+        read_parquet(path)
+
+
+def test_results_come_from_the_parquet_table_where_there_is_no_csv(tmp_path: Path) -> None:
+    folder = make_results(tmp_path / "made", 4, ("mdm", "random"), size=24)
+    first = read_results(folder)
+    write_parquet(folder / "pairs.parquet", first.pairs, {"mdm": first.values["mdm"]})
+    assert set(read_results(folder).values) == {"mdm", "random"}
+    (folder / "pairs.csv").unlink()
+    again = read_results(folder)
+    assert again.pairs == first.pairs
+    assert set(again.values) == {"mdm"}
+    write_parquet(folder / "pairs.parquet", [], {"mdm": {"energy": np.zeros(0)}})
+    with pytest.raises(DataError, match=r"pairs\.parquet: expected at least one pair"):
+        read_results(folder)
+    (folder / "pairs.parquet").unlink()
+    with pytest.raises(DataError, match=r"pairs\.csv: .*no such file"):
+        read_results(folder)
 
 
 def _summary(mean: float) -> Summary:

@@ -1,4 +1,4 @@
-"""An evaluation read back from its folder: ``run.json``, ``pairs.csv`` and ``examples/``, and nothing else."""
+"""An evaluation read back from its folder: ``run.json``, ``pairs.csv`` or else ``pairs.parquet``, and ``examples/``."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import numpy as np
 
 from protomask.errors import DataError, expected
 from protomask.metrics import Summary, flattering, summarise
+from protomask.opening import is_file
 from protomask.reporting.beside import AGREEMENT, PROTOTYPES, Beside, read_beside
 from protomask.reporting.examples import EXAMPLES, INDEX, Example, read_chunk
-from protomask.reporting.tidy import Scored, Values, read_csv
+from protomask.reporting.tidy import Scored, Values, read_csv, read_parquet
 from protomask.store._json import read_json
 
 FORMAT_VERSION = 1
@@ -163,7 +164,7 @@ class Results:
 
 
 def read_results(folder: str | Path) -> Results:
-    """The results in a folder that ``protomask evaluate`` wrote.
+    """The results in a folder that ``protomask evaluate`` wrote, from ``pairs.csv``, or ``pairs.parquet`` without it.
 
     Raises:
         DataError: no such files, or not of that form.
@@ -174,9 +175,12 @@ def read_results(folder: str | Path) -> Results:
     if about.get("version") != FORMAT_VERSION or wrong:
         came = f"version {about.get('version')!r}" if not wrong else f"another kind of {', '.join(wrong)}"
         raise DataError(expected(str(folder / "run.json"), f"run.json of format version {FORMAT_VERSION}", came))
-    pairs, values = read_csv(folder / "pairs.csv")
+    table = folder / "pairs.csv"
+    if not is_file(table) and is_file(folder / "pairs.parquet"):
+        table = folder / "pairs.parquet"
+    pairs, values = (read_csv if table.suffix == ".csv" else read_parquet)(table)
     if not pairs:
-        raise DataError(expected(str(folder / "pairs.csv"), "at least one pair", "none"))
+        raise DataError(expected(str(table), "at least one pair", "none"))
     return Results(folder, about, pairs, values, read_beside(folder, PROTOTYPES), read_beside(folder, AGREEMENT))
 
 
