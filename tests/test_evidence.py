@@ -8,7 +8,7 @@ import torch
 import protomask
 from protomask.errors import InputError
 from protomask.localisers import MDM, Request
-from protomask.localisers.evidence import gradient_evidence, mean_gradients, weighed
+from protomask.localisers.evidence import TAIL, gradient_evidence, mean_gradients, weighed
 from protomask.locating import measure
 from protomask.model import contract, untouched
 from tests.toys import BlockModel, ConvModel, scenes
@@ -57,9 +57,26 @@ def test_a_map_is_weighed_in_closed_form() -> None:
     assert float(evidence[12:20, 8:11].min()) > 0.9
     assert float(evidence[12:20, 20:26].max()) < 0.3
     maps = torch.rand(1, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    product = maps[0] * evidence**2
-    torch.testing.assert_close(weighed(request, maps, 3, 2.0)[0], product / product.max())
-    torch.testing.assert_close(weighed(request, maps, 3, 0.0)[0], maps[0] / maps[0].max())
+    for power in (2.0, 0.0):
+        product = maps[0] * evidence**power
+        product /= product.max()
+        expected = product + TAIL * evidence * (1 - product)
+        torch.testing.assert_close(weighed(request, maps, 3, power)[0], expected, rtol=0, atol=1e-12)
+
+
+def test_the_evidence_ranks_what_the_mask_leaves_out_and_moves_nothing_else() -> None:
+    model = BlockModel([(4, 4, 28, 28)])
+    images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)).double() + 0.2
+    start = measure(contract(model), images, [(0, 0)])
+    request = Request(contract(model), images, start.targets, start.before, start.floors)
+    evidence = gradient_evidence(request, 3)[0]
+    maps = torch.zeros(1, 32, 32, dtype=torch.float64)
+    maps[0, 8:14, 8:14] = 1
+    found, outside = weighed(request, maps, 3, 2.0)[0], maps[0] == 0
+    assert torch.equal(found[outside].argsort(stable=True), evidence[outside].argsort(stable=True))
+    assert float(found[outside].max()) <= TAIL
+    assert bool(((maps[0] * evidence**2 > TAIL) <= (found > TAIL)).all())
+    assert torch.equal(weighed(request, 0 * maps, 3, 2.0), 0 * maps)  # nothing found stays nothing found
 
 
 def test_where_the_gradient_explains_nothing_the_mask_stands() -> None:

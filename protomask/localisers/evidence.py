@@ -24,9 +24,16 @@ from protomask.model import Contract
 NOISE = 0.1
 """Standard deviation of the noise, a share of each image's own range of values."""
 
+TAIL = 1e-6
+"""What the evidence alone adds to a weighed map, whose maximum is 1. A mask is zero over most of the image and ranks
+nothing there; the evidence does. Too little to move region, energy or peak, it brings insertion .86 -> .88 and
+.76 -> .77 on planted development scenes; .001 would bring .89 and .78, at .05 of box IoU."""
+
 
 def weighed(request: Request, maps: Tensor, samples: int, power: float) -> Tensor:
-    """``maps x evidence^power``, each divided by its maximum; a map as it came where the gradient explains nothing.
+    """``w = maps x evidence^power``, each divided by its maximum, and ``TAIL x evidence x (1 - w)`` to rank what is left.
+
+    A map stays as it came, divided by its maximum, where the gradient explains nothing, and empty where it is empty.
 
     Args:
         request: whose N pairs.
@@ -40,7 +47,9 @@ def weighed(request: Request, maps: Tensor, samples: int, power: float) -> Tenso
     evidence = gradient_evidence(request, samples)
     known = evidence.amax((1, 2), keepdim=True) > 0
     product = torch.where(known, maps * evidence**power, maps)
-    return product / product.amax((1, 2), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
+    highest = product.amax((1, 2), keepdim=True)
+    product = product / highest.clamp(min=torch.finfo(maps.dtype).tiny)
+    return torch.where(highest > 0, product + TAIL * evidence * (1 - product), product)
 
 
 def gradient_evidence(request: Request, samples: int) -> Tensor:
