@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import json
 import sys
@@ -416,3 +417,41 @@ def test_pool_reads_what_localisation_writes(benchmark: Any, tmp_path: Path) -> 
     assert pool.summaries()["mdm"]["energy"].mean == 0.25
     assert pool.groups[2:4] == ("0/0/2.png", "1/0/0.png")
     assert len(read_csv(tmp_path / "run0" / "pairs.csv")[0]) == 3
+
+
+def test_a_variant_is_a_method_with_settings(benchmark: Any) -> None:
+    search = benchmark("search")
+    plain = search.variant("mdm")
+    assert (plain.name, plain.localiser) == ("mdm", make_localiser("mdm", {}))
+    built = search.variant("bare=mdm:gradients=0,scales=6;12,learning_rate=.2,together=False,fill=black")
+    wanted = {"gradients": 0, "scales": (6, 12), "learning_rate": 0.2, "together": False, "fill": "black"}
+    assert (built.name, built.localiser) == ("bare", make_localiser("mdm", wanted))
+    for wrong in ("no-such-method", "mdm:steps", "mdm:no_such_setting=3"):
+        with pytest.raises(InputError):
+            search.variant(wrong)
+
+
+def test_the_search_scores_variants_on_the_same_pairs_and_logs_them(
+    benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = benchmark("search")
+    log = tmp_path / "log.csv"
+    log.write_text(
+        "date,variant,settings,data,pairs,seed,energy,passes\n2026-01-01,old,,x,3,5,0.5,9\n", encoding="utf-8"
+    )
+    asked = "--data planted --split dev --scenes 40 --pairs 3 --seed 5 --metrics energy,insertion-30@blur --quiet"
+    said = ["search.py", "demo:xprotonet", *asked.split(), "--repeat", "--log", str(log)]
+    said += ["--variant", "upsampling", "--variant", "again=upsampling", "--variant", "saliency"]
+    monkeypatch.setattr(sys, "argv", said)
+    search.main()
+    first, again, saliency = capsys.readouterr().out.splitlines()
+    assert "(+0.000 [+0.000, +0.000])" in again
+    assert "(" not in first
+    with log.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["variant"] for row in rows] == ["old", "upsampling", "again", "saliency"]
+    assert rows[0] == {**dict.fromkeys(rows[0], ""), **rows[0], "energy": "0.5", "passes": "9"}
+    assert rows[1]["energy"] == rows[2]["energy"] != rows[3]["energy"]
+    assert all(0.5 < float(row["pearson-noise"]) <= 1 for row in rows[1:])
+    assert all(row["insertion-30@blur"] and row["passes"] for row in rows[1:])
+    assert f"energy {rows[3]['energy']}" in saliency
