@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -179,12 +180,15 @@ class WorkSet:
         self._stale = True
 
     def _begin(self, block: Block) -> None:
-        """The first step of masks that begin as ones, which needs no pass.
+        """The first step of masks that begin as ones, which needs no pass; or what is known already in its place.
 
         What such a mask keeps is the image itself, at which consistency has no slope. What it removes leaves the bare
         fill, on which the cells of a coarse map are nearly equal and rounding decides which of them wins: that slope is
         left out, and birds are found better without it.
         """
+        if self._problems.warm is not None:
+            self._begin_warm(block, self._problems.warm)
+            return
         if self._schedule.start != 1 or not self._loss.flat_at_one:
             return
         leaf = block.state["vectors"].detach().requires_grad_()
@@ -194,6 +198,13 @@ class WorkSet:
             whole, nothing = mask.new_ones(len(mask)), mask.new_zeros(len(mask))
             (gradient,) = torch.autograd.grad(self._loss(whole, nothing, mask, grids).sum(), leaf)
         adam(block, gradient, self._schedule)
+        block.taken = [count + 1 for count in block.taken]
+
+    def _begin_warm(self, block: Block, warm: Tensor) -> None:
+        pairs = torch.tensor(block.pairs, dtype=torch.int64, device=warm.device)
+        cells = [F.adaptive_avg_pool2d(warm[pairs][:, None], s).flatten(1) for s in block.scales]
+        for name in ("vectors", "seen", "best"):
+            block.state[name] = torch.cat(cells, 1).to(block.like)
         block.taken = [count + 1 for count in block.taken]
 
     def abandon(self) -> list[tuple[int, int]]:

@@ -113,6 +113,29 @@ def test_the_first_step_of_ones_needs_no_pass_and_is_the_prices_alone() -> None:
     assert sum(passes) == 6 * 2 * 2
 
 
+def test_a_warm_mask_is_the_first_step_and_needs_no_pass() -> None:
+    model, passes = ConvModel().double(), []
+    known = contract(model)
+    warm = torch.rand(6, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with untouched(model):
+        problems = replace(posed(known, scenes(6).double()), warm=warm)
+
+        def trained(steps: int, batch: int = 64) -> dict[int, Tensor]:
+            schedule = Schedule(steps=steps, learning_rate=0.1)
+            return train_masks(known, problems, (4, 8), LOSS, schedule, batch=batch, progress=passes.append)
+
+        first = trained(1)
+        assert not passes
+        for scale, vectors in first.items():
+            cells = warm.unflatten(2, (scale, -1)).unflatten(1, (scale, -1)).mean((2, 4))
+            torch.testing.assert_close(vectors, cells)
+        whole = trained(4)
+        assert sum(passes) == 6 * 2 * 2 * 3  # problems x scales x both sides x the other steps
+        for scale, vectors in trained(4, batch=3).items():
+            torch.testing.assert_close(vectors, whole[scale], rtol=0, atol=1e-9)
+            assert float((vectors - first[scale]).abs().max()) > 0.1
+
+
 def test_a_free_first_step_is_one_whose_complement_does_not_count() -> None:
     """The literal loop: one problem at a time, torch's Adam, the complement's term left out of the first step."""
     loss = KeepLoss(1.0, 0.0, 0.2)  # at equal cells the slope of total variation hangs on rounding

@@ -8,7 +8,7 @@ import torch
 import protomask
 from protomask.errors import InputError
 from protomask.localisers import MDM, Request
-from protomask.localisers.evidence import TAIL, gradient_evidence, mean_gradients, weighed
+from protomask.localisers.evidence import TAIL, gradient_evidence, mean_gradients, warm_masks, weighed
 from protomask.locating import measure
 from protomask.model import contract, untouched
 from tests.toys import BlockModel, ConvModel, scenes
@@ -61,7 +61,7 @@ def test_a_map_is_weighed_in_closed_form() -> None:
         product = maps[0] * evidence**power
         product /= product.max()
         expected = product + TAIL * evidence * (1 - product)
-        torch.testing.assert_close(weighed(request, maps, 3, power)[0], expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(weighed(maps, evidence[None], power)[0], expected, rtol=0, atol=1e-12)
 
 
 def test_the_evidence_ranks_what_the_mask_leaves_out_and_moves_nothing_else() -> None:
@@ -72,11 +72,11 @@ def test_the_evidence_ranks_what_the_mask_leaves_out_and_moves_nothing_else() ->
     evidence = gradient_evidence(request, 3)[0]
     maps = torch.zeros(1, 32, 32, dtype=torch.float64)
     maps[0, 8:14, 8:14] = 1
-    found, outside = weighed(request, maps, 3, 2.0)[0], maps[0] == 0
+    found, outside = weighed(maps, evidence[None], 2.0)[0], maps[0] == 0
     assert torch.equal(found[outside].argsort(stable=True), evidence[outside].argsort(stable=True))
     assert float(found[outside].max()) <= TAIL
     assert bool(((maps[0] * evidence**2 > TAIL) <= (found > TAIL)).all())
-    assert torch.equal(weighed(request, 0 * maps, 3, 2.0), 0 * maps)  # nothing found stays nothing found
+    assert torch.equal(weighed(0 * maps, evidence[None], 2.0), 0 * maps)  # nothing found stays nothing found
 
 
 def test_where_the_gradient_explains_nothing_the_mask_stands() -> None:
@@ -92,10 +92,33 @@ def test_where_the_gradient_explains_nothing_the_mask_stands() -> None:
     start = measure(contract(model), images, [(0, 0)])
     request = Request(contract(model), images, start.targets, start.before, start.floors)
     maps = torch.rand(1, 32, 32, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(weighed(request, maps, 3, 2.0), maps / maps.max())
+    torch.testing.assert_close(weighed(maps, gradient_evidence(request, 3), 2.0), maps / maps.max())
+
+
+def test_warm_masks_lie_between_half_and_one_as_the_evidence_ranks() -> None:
+    evidence = torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(0))
+    evidence[1] = 0  # nothing is known
+    warm = warm_masks(evidence, 0.8)
+    assert float(warm[0].min()) == 0.5
+    assert float(warm[0].max()) == 1
+    assert torch.equal(warm[0].flatten().argsort(), evidence[0].flatten().argsort())
+    assert torch.equal(warm[1], torch.full((8, 8), 0.8))
+
+
+def test_a_warm_start_costs_nothing_and_changes_the_masks() -> None:
+    model, images = ConvModel().double(), scenes(3).double()
+    cold = protomask.locate(model, images, PAIRS, "mdm", steps=3)
+    warm = protomask.locate(model, images, PAIRS, "mdm", steps=3, warm_start=True)
+    assert MDM(steps=3, warm_start=True).passes == MDM(steps=3).passes
+    assert not torch.equal(cold.maps, warm.maps)
+    for row, (image, prototype) in enumerate(PAIRS):
+        alone = protomask.locate(model, images[[image]], [(0, prototype)], "mdm", steps=3, warm_start=True).maps[0]
+        torch.testing.assert_close(alone, warm.maps[row], rtol=0, atol=1e-6)
 
 
 def test_bad_settings_are_refused() -> None:
+    with pytest.raises(InputError, match="gradients: expected at least one where warm_start"):
+        MDM(gradients=0, warm_start=True)
     with pytest.raises(InputError, match="gradients: expected"):
         MDM(gradients=-1)
     with pytest.raises(InputError, match="gradient_power: expected"):

@@ -30,21 +30,19 @@ nothing there; the evidence does. Too little to move region, energy or peak, it 
 .76 -> .77 on planted development scenes; .001 would bring .89 and .78, at .05 of box IoU."""
 
 
-def weighed(request: Request, maps: Tensor, samples: int, power: float) -> Tensor:
-    """``w = maps x evidence^power``, each divided by its maximum, and ``TAIL x evidence x (1 - w)`` to rank what is left.
+def weighed(maps: Tensor, evidence: Tensor, power: float) -> Tensor:
+    """``w + TAIL x evidence x (1 - w)``, where w is ``maps x evidence^power`` over its maximum.
 
     A map stays as it came, divided by its maximum, where the gradient explains nothing, and empty where it is empty.
 
     Args:
-        request: whose N pairs.
         maps: [N, H, W] in [0, 1].
-        samples: noisy copies, a forward + input-gradient pass each.
+        evidence: [N, H, W] in [0, 1], of :func:`gradient_evidence`.
         power: 2 and not 1, so that the ranking leans on the gradient within the mask; 3 costs hits.
 
     Returns:
         [N, H, W] in [0, 1].
     """
-    evidence = gradient_evidence(request, samples)
     known = evidence.amax((1, 2), keepdim=True) > 0
     product = torch.where(known, maps * evidence**power, maps)
     highest = product.amax((1, 2), keepdim=True)
@@ -61,6 +59,24 @@ def gradient_evidence(request: Request, samples: int) -> Tensor:
     own = request.images[request.targets.images]
     products = (mean_gradients(request, samples) * own).sum(1).abs()
     return scaled(smoothed(without_rounding(request, products, products.sum((1, 2))), BLUR))
+
+
+def warm_masks(evidence: Tensor, cold: float) -> Tensor:
+    """Masks to begin with: .5 where the evidence [N, H, W] is lowest, 1 where it is highest, by its ranks in between.
+
+    Half is as low as is safe: lower masks lie in a flat region outside the data.
+
+    Args:
+        evidence: [N, H, W] in [0, 1].
+        cold: the value of all pixels where there is no evidence.
+
+    Returns:
+        [N, H, W] in [.5, 1].
+    """
+    flat = evidence.flatten(1)
+    ranks = flat.argsort(dim=1, stable=True).argsort(dim=1).to(flat) / max(1, flat.shape[1] - 1)
+    known = flat.amax(1, keepdim=True) > 0
+    return torch.where(known, 0.5 + 0.5 * ranks, cold).view_as(evidence)
 
 
 def plain_gradient(model: Contract, images: Tensor, prototypes: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from protomask.errors import InputError, expected
 from protomask.fills import FILLS, fill_images
 from protomask.folding import quick
 from protomask.localisers.base import Maps, Request, register
-from protomask.localisers.evidence import weighed
+from protomask.localisers.evidence import gradient_evidence, warm_masks, weighed
 from protomask.localisers.perturbing import masked_activations
 from protomask.masks import render
 from protomask.objective import KeepLoss
@@ -139,7 +139,14 @@ class Learned:
     def _passes(self, masks: int) -> float:
         return float((self.steps - 1) * masks * (1 + self._loss().needs_complement))
 
-    def _masks(self, request: Request, scales: tuple[int, ...], how: str, together: bool = False) -> Maps:
+    def _masks(
+        self,
+        request: Request,
+        scales: tuple[int, ...],
+        how: str,
+        together: bool = False,
+        warm: Tensor | None = None,
+    ) -> Maps:
         images, model = request.images, request.model
         problems = Problems(
             images=images,
@@ -150,6 +157,7 @@ class Learned:
             before=request.before,
             floors=request.floors,
             checks=fill_images(HELD_OUT, images, model.mean, model.std).contiguous() if self.held_out else None,
+            warm=warm,
         )
         problems = replace(problems, fill_rows=_tight_fills(request, problems, len(self.fills)))
         loss, schedule = self._loss(), self._schedule(together)
@@ -173,6 +181,8 @@ class MDM(Learned):
             itself; then ``stack`` must be ``"product"``, a power of it with the same ranking.
         gradients: noisy copies of the image whose mean gradient weighs the mask, a pass each; 0: the map is the mask.
         gradient_power: the map is ``mask x gradient^power``; 2, since 3 costs hits and 1 deletion.
+        warm_start: cells begin between .5 and 1 as the gradient ranks their pixels, in place of the first step. Off: in
+            few steps such masks do not close, and after eight best IoU is .01 behind on planted development pairs.
     """
 
     scales: tuple[int, ...] = (6, 12, 24)
@@ -180,6 +190,7 @@ class MDM(Learned):
     together: bool = True
     gradients: int = 10
     gradient_power: float = 2.0
+    warm_start: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(self.scales))
@@ -191,6 +202,8 @@ class MDM(Learned):
         check_choice("stack", self.stack, ("product",) if self.together else tuple(STACKS))
         check_count("gradients", self.gradients, 0)
         check_number("gradient_power", self.gradient_power, 0)
+        if self.warm_start and not self.gradients:
+            raise InputError(expected("gradients", "at least one where warm_start is set", 0))
 
     @property
     def passes(self) -> float:
@@ -200,21 +213,22 @@ class MDM(Learned):
     def __call__(self, request: Request) -> Maps:
         """Maps [N, H, W] of the request's pairs: masks, or a ranking where a gradient weighs them."""
         request = _ready(request)
-        found = self._masks(request, self.scales, self.stack, self.together)
         if self.gradients == 0:
-            return found
-        maps = weighed(request, found.maps, self.gradients, self.gradient_power)
-        return replace(found, maps=maps, masks=False)
+            return self._masks(request, self.scales, self.stack, self.together)
+        evidence = gradient_evidence(request, self.gradients)
+        warm = warm_masks(evidence, 1 - self.learning_rate) if self.warm_start else None
+        found = self._masks(request, self.scales, self.stack, self.together, warm)
+        return replace(found, maps=weighed(found.maps, evidence, self.gradient_power), masks=False)
 
 
-@register("mdm-fast", "MDM in five larger steps and two gradients: the fewest passes, for many maps or a first look.")
+@register("mdm-fast", "MDM in five larger steps and one gradient: the fewest passes, for many maps or a first look.")
 @dataclass(frozen=True)
 class MDMFast(MDM):
     """The cheap preset. Its masks alone would scatter at such steps; weighed, they do not."""
 
     steps: int = 5
     learning_rate: float = 0.2
-    gradients: int = 2
+    gradients: int = 1
 
 
 @register("mdm-best", "MDM with each scale trained by itself, and more gradients: the most passes.")
