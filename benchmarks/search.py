@@ -1,6 +1,6 @@
 """The search for a better MDM: variants on development pairs of one model, as rows of ``docs/search-log.csv``.
 
-A variant is a method with settings, ``mdm:steps=6,gradients=4``; ``NAME=mdm:...`` gives it a name. All variants see the
+A variant is a method with settings, ``mdm:steps=6;scales=6,12``; ``NAME=mdm:...`` gives it a name. All variants see the
 same pairs, which are drawn once. Printed are the means, and for the three causal scores under each fill the paired
 difference to the first variant with its 95 % interval (images resampled); ``--log`` adds a row per variant, as
 ``docs/search-protocol.md`` asks. Repeatability (``pearson-noise``) is the mean Pearson correlation with the map of the
@@ -37,6 +37,7 @@ from protomask.commands.common import (
     positive,
     settle_batch,
 )
+from protomask.commands.locate import parse_settings
 from protomask.data import Dataset
 from protomask.errors import InputError, expected
 from protomask.evaluation import chunk_size, locate_and_score
@@ -83,31 +84,13 @@ class Ground:
 
 
 def variant(text: str) -> Variant:
-    """``[NAME=]METHOD[:setting=value,...]``; of several values of one setting, as ``scales=6;12``, a tuple is made."""
+    """``[NAME=]METHOD[:setting=value;...]``, the values as ``protomask locate --set`` takes them."""
     head, _, settings = text.partition(":")
     name, _, method = head.rpartition("=")
     if method not in LOCALISERS:
         raise InputError(expected("--variant", "a method of `protomask methods`", repr(method)))
-    given: dict[str, object] = {}
-    for item in filter(None, settings.split(",")):
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise InputError(expected("--variant", "settings such as steps=6", repr(item)))
-        parts = [plain(part) for part in value.split(";")]
-        given[key] = tuple(parts) if len(parts) > 1 else parts[0]
+    given = parse_settings([item for item in settings.split(";") if item])
     return Variant(name or text, f"method={method};{settings}".rstrip(";"), make_localiser(method, given))
-
-
-def plain(text: str) -> object:
-    """A number, a truth value, or the text itself."""
-    if text in ("True", "False"):
-        return text == "True"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def tried(ground: Ground, one: Variant, metrics: Sequence[str], repeat: bool) -> dict[str, np.ndarray]:
@@ -173,7 +156,7 @@ def log(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 def row(one: Variant, values: Mapping[str, np.ndarray], args: argparse.Namespace, commit: str) -> dict[str, object]:
     means = {k: f"{np.nanmean(v):.3f}" for k, v in values.items() if np.isfinite(v).any()}
-    settings = ";".join(filter(None, (one.settings.replace(",", ";"), f"commit={commit[:7]}" if commit else "")))
+    settings = ";".join(filter(None, (one.settings, f"commit={commit[:7]}" if commit else "")))
     split = f"{Path(args.model).name}, {args.data}, {args.split}"
     about = {"date": datetime.date.today().isoformat(), "variant": one.name, "settings": settings, "data": split}
     passes = float(one.localiser.passes) or image_passes_of(one.localiser) / 3

@@ -423,7 +423,7 @@ def test_a_variant_is_a_method_with_settings(benchmark: Any) -> None:
     search = benchmark("search")
     plain = search.variant("mdm")
     assert (plain.name, plain.localiser) == ("mdm", make_localiser("mdm", {}))
-    built = search.variant("bare=mdm:gradients=0,scales=6;12,learning_rate=.2,together=False,fill=black")
+    built = search.variant("bare=mdm:gradients=0;scales=6,12;learning_rate=.2;together=false;fill=black")
     wanted = {"gradients": 0, "scales": (6, 12), "learning_rate": 0.2, "together": False, "fill": "black"}
     assert (built.name, built.localiser) == ("bare", make_localiser("mdm", wanted))
     for wrong in ("no-such-method", "mdm:steps", "mdm:no_such_setting=3"):

@@ -111,7 +111,7 @@ def reopen_job(args: argparse.Namespace, plan: Plan, task: LocateTask) -> Locate
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, object]:
-    """``["steps=50", "scales=6,12"]`` as settings: numbers, lists of numbers, else text."""
+    """``["steps=50", "scales=6,12", "together=false"]`` as settings: numbers, truth values, lists, else text."""
     settings: dict[str, object] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -123,6 +123,8 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, object]:
 
 
 def _value(text: str) -> object:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
     for kind in (int, float):
         try:
             return kind(text)
