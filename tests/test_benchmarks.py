@@ -443,6 +443,7 @@ def test_the_search_scores_variants_on_the_same_pairs_and_logs_them(
     said = ["search.py", "demo:xprotonet", *asked.split(), "--repeat", "--log", str(log)]
     said += ["--variant", "upsampling", "--variant", "again=upsampling", "--variant", "saliency"]
     monkeypatch.setattr(sys, "argv", said)
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))  # as the other tests were told
     search.main()
     first, again, saliency = capsys.readouterr().out.splitlines()
     assert "(+0.000 [+0.000, +0.000])" in again
