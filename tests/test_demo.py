@@ -136,13 +136,14 @@ def test_the_training_command_trains(tmp_path: Path) -> None:
     script = (ROOT / "benchmarks" / "train_planted.sh").read_text(encoding="utf-8")
     command = script[script.index("protomask train") :].replace("\\\n", " ")
     command = command.replace('"${3:-planted}"', "planted").replace('"$1"', "0").replace('"$2"', str(tmp_path / "run"))
-    shorter = ["--scenes", "960", "--joint-epochs", "8", "--push-every", "4", "--erase", "0", "--quiet", "--no-locate"]
+    shorter = ["--scenes", "1600", "--joint-epochs", "8", "--push-every", "4", "--erase", "0", "--quiet", "--no-locate"]
     assert main([*shlex.split(command)[1:], *shorter]) == 0
     entries = [json.loads(line) for line in (tmp_path / "run" / "train.jsonl").read_text().splitlines()]
     joint = [entry for entry in entries if entry["stage"] == "joint"]
     assert joint[-1]["cross_entropy"] < 0.5 * joint[0]["cross_entropy"]
     assert joint[-1]["train_accuracy"] > 0.6
-    # So few scenes are learnt by heart; still twelve classes are told apart twice as well as by chance.
+    # So few scenes are learnt half by heart; still twelve classes are told apart twice as well as by chance. (960 of them
+    # give .13 or more than .17, as the number of threads and the processor round; 1,600 give .42 to .77 over seeds.)
     assert entries[-1]["test_accuracy"] > 2 / 12
     assert load_model(str(tmp_path / "run")).class_names == load_model(DEMO).class_names
 
