@@ -142,8 +142,8 @@ def test_the_training_command_trains(tmp_path: Path) -> None:
     joint = [entry for entry in entries if entry["stage"] == "joint"]
     assert joint[-1]["cross_entropy"] < 0.5 * joint[0]["cross_entropy"]
     assert joint[-1]["train_accuracy"] > 0.6
-    # So few scenes are learnt half by heart; still twelve classes are told apart twice as well as by chance. (960 of them
-    # give .13 or more than .17, as the number of threads and the processor round; 1,600 give .42 to .77 over seeds.)
+    # So few scenes are half learnt by heart; still twelve classes are told apart twice as well as by chance. 960 scenes
+    # give .13 or more than .17, as threads and processor round; 1,600 give .42 to .77 over two seeds.
     assert entries[-1]["test_accuracy"] > 2 / 12
     assert load_model(str(tmp_path / "run")).class_names == load_model(DEMO).class_names
 
