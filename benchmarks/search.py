@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from evaluated import Cost
 from localisation import provenance
 from torch import Tensor
 from tqdm import tqdm
@@ -34,6 +35,7 @@ from protomask.commands.common import (
     add_run_options,
     choose_device,
     dataset_for,
+    names_option,
     positive,
     settle_batch,
 )
@@ -79,7 +81,6 @@ class Ground:
     model: Contract
     dataset: Dataset
     pairs: PairSet
-    seed: int
     batch: int
 
 
@@ -138,18 +139,18 @@ def said(values: Mapping[str, np.ndarray], base: Mapping[str, np.ndarray], group
         yield text
 
 
-def log(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Add rows below those that are there; columns that the log lacks are added on the right."""
+def log(path: Path, row: Mapping[str, object]) -> None:
+    """Add a row below those that are there; columns that the log lacks are added on the right."""
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         columns, old = list(reader.fieldnames or ()), list(reader)
-    columns += [name for row in rows for name in row if name not in columns]
+    columns += [name for name in row if name not in columns]
 
     def write(beside: Path) -> None:
         with beside.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(dict.fromkeys(columns)), restval="", lineterminator="\n")
+            writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
             writer.writeheader()
-            writer.writerows([*old, *rows])
+            writer.writerows([*old, row])
 
     write_with(path, write)
 
@@ -159,7 +160,7 @@ def row(one: Variant, values: Mapping[str, np.ndarray], args: argparse.Namespace
     settings = ";".join(filter(None, (one.settings, f"commit={commit[:7]}" if commit else "")))
     split = f"{Path(args.model).name}, {args.data}, {args.split}"
     about = {"date": datetime.date.today().isoformat(), "variant": one.name, "settings": settings, "data": split}
-    passes = float(one.localiser.passes) or image_passes_of(one.localiser) / 3
+    passes = Cost(float(one.localiser.passes), image_passes_of(one.localiser)).ratio(1)
     return {**about, "pairs": args.pairs, "seed": args.seed, **means, "passes": f"{passes:g}"}
 
 
@@ -170,7 +171,9 @@ def main() -> None:
         "--variant", action="append", required=True, metavar="[NAME=]METHOD[:SETTINGS]", help="may be repeated"
     )
     parser.add_argument("--pairs", type=positive, default=60)
-    parser.add_argument("--metrics", default=",".join(METRICS), help="(default: those of the log)")
+    parser.add_argument(
+        "--metrics", type=names_option, default=METRICS, metavar="NAME,...", help="(default: those of the log)"
+    )
     parser.add_argument("--repeat", action="store_true", help="locate once more under noise: pearson-noise")
     parser.add_argument("--log", type=Path, metavar="FILE", help="add a row per variant to this file")
     add_evaluation_data_options(parser)
@@ -183,18 +186,16 @@ def main() -> None:
     settle_batch(args, loaded)
     known, dataset = contract(loaded.model), dataset_for(args, loaded)
     drawn = draw_pairs(known, dataset, args.pairs, seed=args.seed, batch=args.batch)
-    ground = Ground(known, dataset, drawn, args.seed, args.batch)
+    ground = Ground(known, dataset, drawn, args.batch)
     groups = tuple(pair.group for pair in drawn.pairs)
     base: Mapping[str, np.ndarray] = {}
-    rows = []
     commit = str(provenance("search.py", args.seed, 0)["commit"])
     for one in tqdm(variants, desc="variants", disable=not args.progress):
-        values = tried(ground, one, args.metrics.split(","), args.repeat)
+        values = tried(ground, one, args.metrics, args.repeat)
         base = base or values
         print(f"{one.name}: " + ", ".join(said(values, base, groups)), flush=True)
-        rows.append(row(one, values, args, commit))
         if args.log:
-            log(args.log, rows[-1:])
+            log(args.log, row(one, values, args, commit))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from protomask.errors import DataError, ProtomaskError, expected
 
 MOST_TEXT = 1 << 28  # bytes of a table or a JSON file; the largest public one has 10 MB
 
-MOST_UNPACKED = 1 << 30  # bytes of the arrays of an .npz, unless ...
+MOST_UNPACKED = 1 << 30  # bytes of the arrays of an .npz or the columns of a table, unless ...
 MOST_PER_BYTE = 200  # ... they are fewer for each byte of the file; deflate packs 1032 zeros into one
 
 
@@ -68,6 +68,12 @@ def read_text(path: Path, wanted: str, kind: type[ProtomaskError] = DataError) -
     return text
 
 
+def check_unpacked(size: int, declared: int) -> None:
+    """ValueError where a file of ``size`` bytes says that it unpacks to far more (:data:`MOST_UNPACKED`)."""
+    if declared > max(MOST_UNPACKED, MOST_PER_BYTE * size):
+        raise ValueError(f"{size} bytes that unpack to {declared}")
+
+
 @contextmanager
 def open_npz(path: str | Path, *names: str) -> Iterator[NpzFile]:
     """The arrays of an ``.npz``, each read when it is asked for, after what the file says of their sizes was checked.
@@ -89,8 +95,7 @@ def open_npz(path: str | Path, *names: str) -> Iterator[NpzFile]:
         with zipfile.ZipFile(file) as archive:
             declared = sum(i.file_size for i in archive.infolist() if not names or i.filename in members)
         size = file.seek(0, os.SEEK_END)
-        if declared > max(MOST_UNPACKED, MOST_PER_BYTE * size):
-            raise ValueError(f"{size} bytes that unpack to {declared}")
+        check_unpacked(size, declared)
         file.seek(0)
         with np.load(file, allow_pickle=False) as stored:
             yield stored

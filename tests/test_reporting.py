@@ -12,11 +12,11 @@ import pytest
 from pycocotools.coco import COCO
 from scipy.stats import rankdata
 
+from protomask import opening
 from protomask.cli import main
 from protomask.errors import DataError, InputError
 from protomask.metrics import METRICS, Summary
 from protomask.pairs import Pair
-from protomask.reporting import tidy
 from protomask.reporting.comparing import holding, mean_ranks
 from protomask.reporting.examples import EXAMPLES, read_chunk, small_size
 from protomask.reporting.kept import Kept
@@ -197,8 +197,8 @@ def test_a_parquet_file_that_unpacks_to_far_more_is_refused(tmp_path: Path, monk
     pairs = [Scored("i", "g", "", 0, "n", "")] * 100_000
     write_parquet(path, pairs, {"mdm": {"energy": np.zeros(len(pairs))}}, small=True)
     assert len(read_parquet(path)[0]) == len(pairs)
-    monkeypatch.setattr(tidy, "MOST_UNPACKED", 1 << 20)
-    monkeypatch.setattr(tidy, "MOST_PER_BYTE", 1)
+    monkeypatch.setattr(opening, "MOST_UNPACKED", 1 << 20)
+    monkeypatch.setattr(opening, "MOST_PER_BYTE", 1)
     with pytest.raises(DataError, match="bytes that unpack to 4400000"):
         read_parquet(path)
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from protomask.errors import DataError, expected
 from protomask.files import write_with
-from protomask.opening import MOST_PER_BYTE, MOST_UNPACKED, check_regular
+from protomask.opening import check_regular, check_unpacked
 from protomask.visualise.wording import printable
 
 COLUMNS = ("pair", "image", "group", "class", "prototype", "prototype_name", "part", "method", "metric", "value")
@@ -195,9 +195,7 @@ def _parquet_table(path: Path, size: int) -> Any:
         if tuple(file.schema_arrow.names) != COLUMNS:
             raise ValueError("other columns")
         # Repeated values take next to no room in the file.
-        declared = file.metadata.num_rows * _BYTES_PER_ROW
-        if declared > max(MOST_UNPACKED, MOST_PER_BYTE * size):
-            raise ValueError(f"{size} bytes that unpack to {declared}")
+        check_unpacked(size, file.metadata.num_rows * _BYTES_PER_ROW)
         table = file.read().combine_chunks().cast(pyarrow.schema([(name, kinds.get(name, text)) for name in COLUMNS]))
     table.validate(full=True)  # damaged numbers may name what is in no dictionary
     empty = [name for name in COLUMNS[:-1] if table[name].null_count]
