@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib.util
 import json
@@ -9,6 +10,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -164,6 +166,50 @@ def test_a_changed_setting_never_reuses_and_going_back_does(photos: Path, tmp_pa
     cv2.imwrite(str(photos / "4.png"), photo[::-1])
     assert locate_into(out, photos) == 0
     assert counted == ["mdm", "centre"]  # of the one chunk that holds the changed image
+
+
+@pytest.mark.parametrize("swallowed", [1, 2, 10])
+def test_an_interrupt_that_a_library_swallows_is_seen_after_the_shard(
+    swallowed: int,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    real, calls = locating.locate, [0]
+
+    def locate(*args: Any, **options: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == swallowed:
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        return real(*args, **options)
+
+    monkeypatch.setattr(cutting, "IMAGES_PER_CHUNK", 1)
+    monkeypatch.setattr(locating, "locate", locate)
+    out, handler = tmp_path / "out", signal.getsignal(signal.SIGINT)
+    assert locate_into(out, photos) == 130
+    assert f"stopped; {swallowed} of 10 shards are stored" in capsys.readouterr().err
+    assert calls == [swallowed]
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert locate_into(out, photos) == 0
+    assert calls == [10]
+
+
+def test_a_handler_of_the_users_own_stays(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, told = locating.locate, []
+
+    def locate(*args: Any, **options: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return real(*args, **options)
+
+    monkeypatch.setattr(locating, "locate", locate)
+    before = signal.signal(signal.SIGINT, lambda *_: told.append("interrupted"))
+    try:
+        assert locate_into(tmp_path / "out", photos) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(told) == 6
 
 
 def test_a_folder_keeps_its_thread_count(photos: Path, tmp_path: Path, counted: list[str]) -> None:

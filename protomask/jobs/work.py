@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from protomask.errors import DataError, InputError, ResourceError, expected
 from protomask.jobs.folder import Folder
+from protomask.jobs.interrupts import kept_interrupts
 from protomask.jobs.threads import threads
 from protomask.pickles import printable
 from protomask.store.plans import Plan, ShardPlan
@@ -90,10 +91,11 @@ class _Progress:
     folder: Folder
     terms: Terms
     bar: tqdm[Any]
+    look: Callable[[], None]
     told: set[Failure] = field(default_factory=set)
 
     def done(self, shard: ShardPlan) -> None:
-        """A stored shard, computed here or elsewhere."""
+        """A stored shard, computed here or elsewhere; the time to see whether somebody wants to stop."""
         self.bar.update(shard.maps)
         for failure in read_failures(self.folder.run.path(shard)):
             if failure not in self.told:
@@ -101,6 +103,7 @@ class _Progress:
                 if self.terms.strict:
                     raise DataError(failure.reason)
                 tqdm.write(f"skipped: {printable(failure.reason, MOST_SAID)}")
+        self.look()
 
 
 def work(job: Job, folder: Folder, terms: Terms, engine: Engine | None = None) -> None:
@@ -114,8 +117,11 @@ def work(job: Job, folder: Folder, terms: Terms, engine: Engine | None = None) -
         KeyboardInterrupt: with a sentence that says how to go on.
     """
     todo = terms.mine(job.plan)
-    with tqdm(total=sum(s.maps for s in todo), desc=job.plan.kind, unit="map", disable=not terms.progress) as bar:
-        progress = _Progress(folder, terms, bar)
+    with (
+        tqdm(total=sum(s.maps for s in todo), desc=job.plan.kind, unit="map", disable=not terms.progress) as bar,
+        kept_interrupts() as look,
+    ):
+        progress = _Progress(folder, terms, bar, look)
         stored = [shard for shard in todo if folder.run.stored(shard)]
         for shard in stored:
             progress.done(shard)
