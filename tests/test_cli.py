@@ -117,6 +117,7 @@ def test_evaluate_writes_everything(
     assert {row["part"] for row in rows} == {"a", "b", "c"}
     about = json.loads((out / "run.json").read_text())
     assert about["counts"]["pairs"] == 6
+    assert about["model"]["digest"] is None  # a model without a module
     assert about["methods"]["mdm"]["settings"]["steps"] > 0
     assert about["methods"]["mdm"]["passes"] > about["methods"]["centre"]["passes"] == 0
     assert [m for m, k in about["methods"].items() if k["control"]] == ["centre", "annotation"]

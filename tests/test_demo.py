@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
@@ -14,6 +15,7 @@ import torch
 
 import protomask
 from protomask.cli import main
+from protomask.commands import demo
 from protomask.commands.common import seconds_per_pass
 from protomask.data import Planted, to_tensor
 from protomask.loading import load_model
@@ -76,10 +78,20 @@ def test_batching_changes_nothing_on_a_real_model(method: str) -> None:
         assert (box_iou(whole.boxes[keep], parts.boxes[keep]) >= 0.95).double().mean() >= 0.99
 
 
-def test_the_demo_writes_what_it_promises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_writes_what_it_promises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels, drawn = [], demo.wrong_versus_right
+
+    def told(*args: Any, wrong_label: str) -> Any:
+        labels.append(wrong_label)
+        return drawn(*args, wrong_label=wrong_label)
+
+    monkeypatch.setattr(demo, "wrong_versus_right", told)
     assert main(["demo", "--out", str(tmp_path), "--pairs", "4", "--quiet"]) == 0
     said = capsys.readouterr().out
     assert "4 pairs scored" in said
+    assert labels == ["Upsampled similarity map", "Upsampled occurrence map"]  # a ProtoPNet's, an XProtoNet's
     scores = read_scores(tmp_path / "scores.json")[DEMO]
     assert scores["annotation"]["pointing-game"].mean == 1
     assert scores["mdm"]["energy"].mean > scores["upsampling"]["energy"].mean

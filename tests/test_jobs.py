@@ -35,7 +35,7 @@ from protomask.commands.publish import amend
 from protomask.data import Sample
 from protomask.errors import DataError, InputError, ModelError
 from protomask.jobs import cutting, digests, evaluating, locating, work
-from protomask.jobs.digests import digest, digest_method, digest_model, digest_sample
+from protomask.jobs.digests import digest, digest_method, digest_model, digest_sample, digest_weights
 from protomask.jobs.folder import Folder
 from protomask.jobs.status import status_of
 from protomask.model import contract
@@ -275,6 +275,18 @@ class Adapted(Wrapped):
 
     def __init__(self, scale: float) -> None:
         self.module, self.scale = ConvModel(), scale
+
+
+def test_a_digest_of_weights_tells_trainings_apart_and_nothing_else() -> None:
+    model = ConvModel()
+    plain = digest_weights(contract(model))
+    assert plain == digest_weights(contract(ConvModel()))
+    model.train().activation_range = (0.0, 2.0)  # type: ignore[assignment]
+    assert digest_weights(contract(model)) == plain
+    with torch.no_grad():
+        model.vectors[0, 0] += 1e-6
+    assert digest_weights(contract(model)) != plain
+    assert digest_weights(contract(block_model())) is None
 
 
 def test_digests_see_what_a_model_holds_in_attributes_of_its_own() -> None:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from protomask import gallery
 from protomask.commands.common import add_run_options, choose_device, positive, score_table, settle_batch
 from protomask.commands.evaluate import evaluate_into
@@ -18,7 +20,7 @@ from protomask.files import write_bytes
 from protomask.loading import Loaded, load_model
 from protomask.locating import locate
 from protomask.metrics import Summary
-from protomask.model import families
+from protomask.model import families, untouched
 from protomask.pairs import tensors
 from protomask.store import prepare_output, write_scores
 from protomask.visualise.figures import png_bytes, wrong_versus_right
@@ -118,7 +120,7 @@ def _show(out: Path, loaded: Loaded, args: argparse.Namespace) -> Shown:
         extra=extra,
     )
     path = out / "wrong-versus-right.png"
-    contrast = contrast_png(dataset, kept)
+    contrast = contrast_png(loaded, dataset, kept)
     write_bytes(path, contrast)
     alt = f"The first {EXAMPLES} pairs of {loaded.name}: above upsampling, below MDM"
     caption = f"The first {EXAMPLES} pairs in the order drawn, not the best."
@@ -142,10 +144,13 @@ def explanations(out: Path, loaded: Loaded, dataset: Planted, batch: int) -> lis
     return pictures
 
 
-def contrast_png(dataset: Planted, kept: Kept) -> bytes:
+def contrast_png(loaded: Loaded, dataset: Planted, kept: Kept) -> bytes:
     """The picture of wrong versus right regions: the first examples in the order drawn, not the best."""
     columns = [
         gallery.contrast(s, found["upsampling"], found["mdm"], 0, annotation, dataset.class_names[s.label])
         for _, s, found, annotation in kept.examples[:EXAMPLES]
     ]
-    return png_bytes(wrong_versus_right(columns), dpi=120)
+    with untouched(loaded.model.module), torch.no_grad():
+        own = loaded.model.similarity_maps(tensors(loaded.model, [dataset[0]]))
+    kind = "occurrence" if own is None else "similarity"  # as the method "upsampling" takes them
+    return png_bytes(wrong_versus_right(columns, wrong_label=f"Upsampled {kind} map"), dpi=120)

@@ -25,6 +25,7 @@ from protomask.data import Dataset
 from protomask.errors import ProtomaskError
 from protomask.evaluation import CONTROLS, Evaluation
 from protomask.files import write_bytes, write_text
+from protomask.jobs.digests import digest_weights
 from protomask.jobs.studies import Studied
 from protomask.loading import Loaded
 from protomask.localisers import LOCALISERS
@@ -180,6 +181,7 @@ def run_record(
         "command": shlex.join(["protomask", *sys.argv[1:]]),
         "model": {
             "name": loaded.name,
+            "digest": digest_weights(loaded.model),
             "prototypes": loaded.model.num_prototypes,
             "size": list(loaded.size),
             "crop": loaded.crop,
