@@ -14,12 +14,12 @@ import pytest
 from pycocotools.coco import COCO
 
 from protomask.cli import main
-from protomask.commands.common import size_option, spell_duration
+from protomask.commands.common import score_table, size_option, spell_duration
 from protomask.commands.evaluate import default_methods
 from protomask.commands.locate import _paths, parse_settings
 from protomask.errors import InputError
 from protomask.localisers import LOCALISERS
-from protomask.metrics import DEFAULT_METRICS, METRICS
+from protomask.metrics import DEFAULT_METRICS, METRICS, Summary
 from protomask.store import read_scores
 from tests.toys import BlockScenes
 
@@ -127,6 +127,22 @@ def test_evaluate_writes_everything(
     assert len(re.findall("data:image/(?:png|webp);base64,", page)) == 2 + 4 * (3 + 3 + 6)  # panels; best, worst, all
     assert "http://" not in page
     assert "https://" not in page
+
+
+@pytest.mark.parametrize("width", [60, 100, 2000])
+def test_the_printed_table_is_as_wide_as_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    values = {m: {k: Summary(i + j / 100, 0, 1, 5) for j, k in enumerate(METRICS)} for i, m in enumerate(("mdm", "a"))}
+    values["a"]["energy"] = Summary(0, 0, 0, 0)
+    tables = [table.splitlines() for table in score_table(values, tuple(METRICS)).split("\n\n")]
+    assert all(len(line) <= width for table in tables for line in table)
+    assert (len(tables) == 1) == (width == 2000)
+    assert all([line.split()[0] for line in table[1:]] == ["mdm", "a"] for table in tables)
+    heads = [head for table in tables for head in table[0].split() if len(head) > 1]
+    assert heads == list(METRICS)  # each once, in order
+    cells = [cell for table in tables for cell in table[2].split()[1:]]
+    wanted = ["-" if k == "energy" else f"{1 + j / 100:.3f}" for j, k in enumerate(METRICS)]
+    assert cells == wanted
 
 
 def test_a_folder_of_other_classes_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import re
+import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
@@ -28,6 +29,7 @@ MODEL_HELP = (
     "demo:protopnet, the shipped reference model"
 )
 DIRECTIONS = {name: 1 if metric.higher_is_better else -1 for name, metric in METRICS.items()}
+_ARROWS = {1: "\N{UPWARDS ARROW}", -1: "\N{DOWNWARDS ARROW}"}
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -313,15 +315,27 @@ def spell_duration(seconds: float) -> str:
 
 
 def score_table(summaries: Mapping[str, Mapping[str, Summary]], metrics: Sequence[str]) -> str:
-    """Methods by metrics as one text table of means; an arrow says which way is better, a dash that it is undefined."""
+    """Methods by metrics as text tables of means; an arrow says which way is better, a dash that it is undefined.
+
+    The metrics are spread over as many tables as the width of the terminal asks for; where there is none, 120.
+    """
     shown = [m for m in metrics if any(m in v and v[m].n for v in summaries.values())]
-    arrow = {1: "\N{UPWARDS ARROW}", -1: "\N{DOWNWARDS ARROW}"}
-    heads = [f"{m} {arrow[DIRECTIONS[m]]}" for m in shown]
+    heads = {m: f"{m} {_ARROWS[DIRECTIONS[m]]}" for m in shown}
     first = max(len(m) for m in summaries)
-    lines = [" " * first + "  " + "  ".join(heads)]
+    room = shutil.get_terminal_size((120, 24)).columns - first
+    tables: list[list[str]] = [[]]
+    for metric in shown:
+        if tables[-1] and sum(len(heads[m]) + 2 for m in (*tables[-1], metric)) > room:
+            tables.append([])
+        tables[-1].append(metric)
+    return "\n\n".join(_columns(summaries, {m: heads[m] for m in table}, first) for table in tables)
+
+
+def _columns(summaries: Mapping[str, Mapping[str, Summary]], heads: Mapping[str, str], first: int) -> str:
+    lines = [" " * first + "".join(f"  {head}" for head in heads.values())]
     for method, values in summaries.items():
-        cells = [f"{values[m].mean:.3f}" if m in values and values[m].n else "-" for m in shown]
-        lines.append(f"{method:<{first}}  " + "  ".join(c.rjust(len(h)) for c, h in zip(cells, heads, strict=True)))
+        cells = {m: f"{values[m].mean:.3f}" if m in values and values[m].n else "-" for m in heads}
+        lines.append(f"{method:<{first}}" + "".join(f"  {cells[m]:>{len(head)}}" for m, head in heads.items()))
     return "\n".join(lines)
 
 
