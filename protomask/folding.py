@@ -26,7 +26,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from protomask.model import Contract, PrototypeModel
 
 _TOLERANCE = 1e-7  # of the largest activation, in float64, where rounding cannot hide a difference
-_ROUNDING = 1e-4  # likewise in float32, where nothing but the order of sums may differ
+_ROUNDING = 1e-4  # likewise after rounding the copy's weights to float32, where the order of sums may differ, too
 _MOST = 4  # networks whose copies are kept: a copy may hold its original, in a closure, and then neither would ever go
 _INTEGERS = {1: torch.uint8, 2: torch.int16}  # by bytes per number, else int32
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -68,12 +68,36 @@ def quick(model: Contract, images: Tensor) -> Contract:
 
 
 def _agrees(model: Contract, other: Contract, image: Tensor) -> bool:
+    """In float32, or in float64 where the model's own rounding hides it.
+
+    A ProtoPNet's distance is a difference of large numbers, whose logarithm at a prototype's own patch is off by a
+    hundredth: on birds two of three images showed more than :data:`_ROUNDING` between two networks that are the same.
+    """
     try:
         with torch.no_grad():
             wanted, came = model.activations(image), other.activations(image)
-    except RuntimeError:
-        return False  # code that views its tensors instead of reshaping them
-    return bool((came - wanted).abs().max() <= _ROUNDING * wanted.abs().max().clamp(min=1e-6))
+            if _close(came, wanted, _ROUNDING):
+                return True
+            first, second = _doubled(model), _doubled(other)
+            if first is None or second is None:
+                return False
+            exact = image.double()
+            return _close(second.activations(exact), first.activations(exact), _ROUNDING)
+    except (RuntimeError, TypeError, NotImplementedError):
+        return False  # code that views its tensors instead of reshaping them; a device without float64
+
+
+def _close(came: Tensor, wanted: Tensor, tolerance: float) -> bool:
+    return bool((came - wanted).abs().max() <= tolerance * wanted.abs().max().clamp(min=1e-6))
+
+
+def _doubled(model: Contract) -> Contract | None:
+    """A copy in float64, in evaluation mode, or None where the source keeps its network elsewhere."""
+    other = _copied(model)
+    if other is None or other.module is None:
+        return None
+    other.module.double().eval()  # a copy that a model makes of itself may be in training mode
+    return other
 
 
 def _root(model: Contract) -> nn.Module | None:
@@ -170,11 +194,10 @@ def folded(model: Contract, images: Tensor) -> Contract:
     if model.module is None or not _has_norms(model.module):
         return model
     try:
-        other = _copied(model)
+        other = _doubled(model)
         if other is None or other.module is None:
             return model
         exact = images.double()
-        other.module.double().eval()  # a copy that a model makes of itself may be in training mode
         wanted = other.activations(exact)
         pairs = _pairs(other, other.module, exact)
         if not pairs:
@@ -184,8 +207,7 @@ def folded(model: Contract, images: Tensor) -> Contract:
         other.module.to(images.dtype).requires_grad_(False)
     except (RuntimeError, TypeError, AttributeError, ValueError, NotImplementedError, AssertionError):
         return model  # a module that cannot be copied or traced works as it is, only slower
-    close = (came - wanted).abs().max() <= _TOLERANCE * wanted.abs().max().clamp(min=1e-6)
-    return other if bool(close) else model
+    return other if _close(came, wanted, _TOLERANCE) else model
 
 
 def _copied(model: Contract) -> Contract | None:

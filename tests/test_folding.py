@@ -305,6 +305,58 @@ def test_a_copy_that_no_longer_agrees_is_dropped(made: list[Contract]) -> None:
     assert len(folding._COPIES) == 0
 
 
+class Distances(Residual):
+    """A ProtoPNet's score of a prototype that is a patch of :data:`IMAGES`: the logarithm of a difference near zero."""
+
+    prototype: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(shared=False)
+        self.register_buffer("prototype", torch.zeros(4))
+
+    def features(self, images: Tensor) -> Tensor:
+        return 30 * self.other(self.second(self.norm(self.first(images)).relu())).relu()
+
+    def activations(self, images: Tensor, prototypes: Tensor | None = None) -> Tensor:
+        x = self.features(images)
+        products = (x * self.prototype[:, None, None]).sum(1)
+        distances = ((x**2).sum(1) - 2 * products + (self.prototype**2).sum()).relu().flatten(1)
+        return (((distances + 1) / (distances + 1e-4)).log()).amax(1, keepdim=True)
+
+
+def distances(images: Tensor) -> Distances:
+    model: Distances = net(Distances)
+    model.num_prototypes = 1
+    model.prototype += model.features(images)[0, :, 4, 4] + 0.02
+    return model
+
+
+@torch.no_grad()
+def test_a_model_whose_own_rounding_is_large_is_folded_once(made: list[Contract]) -> None:
+    images = torch.randn(32, 3, 12, 12, generator=torch.Generator().manual_seed(6))
+    model, off = distances(images), []
+    exact = copy.deepcopy(model).double().activations(images.double())
+    for image in images.split(1):
+        other = quick(contract(model), image)
+        assert other.channels_last
+        wanted = model.activations(image)
+        off.append(float((other.activations(image) - wanted).abs().max() / wanted.max()))
+    assert max(off) > 10 * folding._ROUNDING  # what float32 alone would have refused
+    assert float((model.activations(images) - exact).abs().max()) > 10 * folding._ROUNDING  # though it is rounding
+    assert len(made) == 1
+
+
+@torch.no_grad()
+def test_a_wrong_copy_is_refused_also_where_rounding_is_large(
+    made: list[Contract], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = distances(IMAGES)
+    wrong = copy.deepcopy(model)
+    wrong.prototype *= 1.001
+    monkeypatch.setattr(folding, "folded", lambda found, images: folding._around(found, wrong))
+    assert quick(contract(model), IMAGES).source is model
+
+
 def test_a_copy_from_inference_mode_is_not_for_gradients(made: list[Contract]) -> None:
     model = net()
     with torch.inference_mode():
