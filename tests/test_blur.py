@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
+from protomask import blur
 from protomask.blur import gaussian_blur
 from protomask.fills import fill_images
 
@@ -17,10 +18,16 @@ def test_equals_scipy(size: tuple[int, int], sigma: float) -> None:
     assert np.abs(gaussian_blur(torch.from_numpy(image), sigma).numpy() - expected).max() < 1e-12
 
 
-def test_company_changes_no_bit() -> None:
+@pytest.mark.parametrize("together", [1, 2000, 1 << 17])
+def test_company_changes_no_bit(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blur, "_CACHED", together)
     images = torch.randn(7, 3, 33, 29, generator=torch.Generator().manual_seed(0))
     together = gaussian_blur(images, 3.3)
     assert torch.equal(together, torch.cat([gaussian_blur(image[None], 3.3) for image in images]))
+
+
+def test_no_image_is_no_error() -> None:
+    assert gaussian_blur(torch.zeros(0, 3, 5, 4), 2.0).shape == (0, 3, 5, 4)
 
 
 def test_a_constant_stays() -> None:
