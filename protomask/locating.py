@@ -35,7 +35,7 @@ from protomask.masks import blend
 from protomask.memory import check_batch, choose_batch
 from protomask.model import Contract, check_images, contract, device_of, floor_of, untouched
 from protomask.records import Localisation, Targets
-from protomask.region import REGIONS, boxes_of, is_constant, peaks, regions_of
+from protomask.region import REGIONS, boxes_of, is_constant, peaks, rank, regions_of
 from protomask.targets import TargetsLike, check_targets, choose_targets
 
 AT_FLOOR = "activation at or below its floor"
@@ -244,7 +244,8 @@ def _record(
     reasons = [
         AT_FLOOR if not ok else CONSTANT if flat else "" for ok, flat in zip(start.locatable, constant, strict=True)
     ]
-    boxes = boxes_of(regions_of(maps, *box_rule)) * located[:, None]
+    order = rank(maps)
+    boxes = boxes_of(regions_of(maps, *box_rule, order=order)) * located[:, None]
     vectors = {}
     for scale, values in found.vectors.items():
         vectors[scale] = images.new_zeros((n, scale, scale))
@@ -254,7 +255,7 @@ def _record(
         targets=start.targets,
         maps=maps,
         boxes=boxes,
-        peaks=peaks(maps),
+        peaks=peaks(maps, order=order),
         activations_before=start.before,
         activations_after=after,
         scores=relative_activation(after, start.before, start.floors),

@@ -35,15 +35,18 @@ def rank(maps: Tensor, seed: int = 0) -> Tensor:
     return shuffle[order]
 
 
-def top_pixels(maps: Tensor, counts: Tensor | int, seed: int = 0) -> Tensor:
-    """The ``counts`` highest pixels of each map: [N, H, W], [N] int64 or one int -> [N, H, W] bool."""
-    order = rank(maps, seed)
+def top_pixels(maps: Tensor, counts: Tensor | int, seed: int = 0, order: Tensor | None = None) -> Tensor:
+    """The ``counts`` highest pixels of each map: [N, H, W], [N] int64 or one int -> [N, H, W] bool.
+
+    Here and below ``order`` [N, H * W] int64 is ``rank(maps, seed)`` where it is already known.
+    """
+    order = rank(maps, seed) if order is None else order
     counts = torch.as_tensor(counts, device=maps.device).expand(len(maps))
     chosen = torch.arange(order.shape[1], device=maps.device) < counts[:, None]
     return torch.zeros_like(order, dtype=torch.bool).scatter_(1, order, chosen).view(maps.shape)
 
 
-def percentile_region(maps: Tensor, percentile: float = 95, seed: int = 0) -> Tensor:
+def percentile_region(maps: Tensor, percentile: float = 95, seed: int = 0, order: Tensor | None = None) -> Tensor:
     """The round((1 - percentile / 100) * H * W) highest pixels, at least one: [N, H, W] -> [N, H, W] bool.
 
     ProtoPNet keeps the pixels at or above ``numpy.percentile(map, 95)``. Without ties the two agree within one pixel;
@@ -51,18 +54,20 @@ def percentile_region(maps: Tensor, percentile: float = 95, seed: int = 0) -> Te
     """
     check_number("percentile", percentile, 0, 100)
     size = maps.shape[-2] * maps.shape[-1]
-    return top_pixels(maps, max(1, round((1 - percentile / 100) * size)), seed)
+    return top_pixels(maps, max(1, round((1 - percentile / 100) * size)), seed, order)
 
 
-def own_area_region(masks: Tensor, seed: int = 0) -> Tensor:
+def own_area_region(masks: Tensor, seed: int = 0, order: Tensor | None = None) -> Tensor:
     """The round(sum(mask)) highest pixels of each mask in [0, 1], at least one: [N, H, W] -> [N, H, W] bool."""
-    return top_pixels(masks, masks.sum((1, 2)).round().long().clamp(min=1), seed)
+    return top_pixels(masks, masks.sum((1, 2)).round().long().clamp(min=1), seed, order)
 
 
-def regions_of(maps: Tensor, kind: str = "percentile", percentile: float = 95) -> Tensor:
+def regions_of(maps: Tensor, kind: str = "percentile", percentile: float = 95, order: Tensor | None = None) -> Tensor:
     """Regions [N, H, W] bool of maps [N, H, W], by one of :data:`REGIONS`."""
     check_choice("region", kind, REGIONS)
-    return percentile_region(maps, percentile) if kind == "percentile" else own_area_region(maps)
+    if kind == "percentile":
+        return percentile_region(maps, percentile, order=order)
+    return own_area_region(maps, order=order)
 
 
 def boxes_of(regions: Tensor) -> Tensor:
@@ -80,9 +85,9 @@ def boxes_of(regions: Tensor) -> Tensor:
     return torch.stack([x0, y0, x1, y1], dim=1)
 
 
-def peaks(maps: Tensor, seed: int = 0) -> Tensor:
+def peaks(maps: Tensor, seed: int = 0, order: Tensor | None = None) -> Tensor:
     """(x, y) of the highest pixel of each map, ties broken as in :func:`rank`: [N, H, W] -> [N, 2] int64."""
-    first = rank(maps, seed)[:, 0]
+    first = (rank(maps, seed) if order is None else order)[:, 0]
     return torch.stack([first % maps.shape[2], first // maps.shape[2]], dim=1)
 
 
