@@ -3,8 +3,8 @@
 A variant is a method with settings, ``mdm:steps=6;scales=6,12``; ``NAME=mdm:...`` gives it a name. All variants see the
 same pairs, which are drawn once. Printed are the means, and for the three causal scores under each fill the paired
 difference to the first variant with its 95 % interval (images resampled); ``--log`` adds a row per variant, as
-``docs/search-protocol.md`` asks. Repeatability (``pearson-noise``) is the mean Pearson correlation with the map of the
-same image under noise of 2 % of its range. ::
+``docs/search-protocol.md`` asks. Repeatability is the mean Pearson correlation with the map of the same image under
+noise of 2 % of its range (``pearson-noise``), and with the map that another seed gives (``pearson-seed``). ::
 
     python benchmarks/search.py demo:protopnet --data planted --split dev --scenes 400 --pairs 60 --seed 5 \\
         --variant smoothgrad --variant mdm --variant "bare=mdm:gradients=0"
@@ -95,7 +95,7 @@ def variant(text: str) -> Variant:
 
 
 def tried(ground: Ground, one: Variant, metrics: Sequence[str], repeat: bool) -> dict[str, np.ndarray]:
-    """metric -> [N], and ``pearson-noise`` -> [N] where asked for."""
+    """metric -> [N], and ``pearson-noise`` and ``pearson-seed`` -> [N] where asked for."""
     found: dict[str, list[Tensor]] = {}
     size = chunk_size(ground.batch)
     for start in range(0, len(ground.pairs.pairs), size):
@@ -108,8 +108,9 @@ def tried(ground: Ground, one: Variant, metrics: Sequence[str], repeat: bool) ->
         if repeat:
             images = tensors(ground.model, samples)
             pairs = [(row, pair.prototype) for row, pair in enumerate(chunk)]
-            again = locate(ground.model, noised(images), pairs, one.localiser, seed=0, batch=ground.batch)
-            scores["pearson-noise"] = pearson(located.maps, again.maps)
+            for name, (seen, seed) in {"pearson-noise": (noised(images), 0), "pearson-seed": (images, 1)}.items():
+                again = locate(ground.model, seen, pairs, one.localiser, seed=seed, batch=ground.batch)
+                scores[name] = pearson(located.maps, again.maps)
         for name, values in scores.items():
             found.setdefault(name, []).append(values.double().cpu())
     return {name: torch.cat(parts).numpy() for name, parts in found.items()}
@@ -174,7 +175,7 @@ def main() -> None:
     parser.add_argument(
         "--metrics", type=names_option, default=METRICS, metavar="NAME,...", help="(default: those of the log)"
     )
-    parser.add_argument("--repeat", action="store_true", help="locate once more under noise: pearson-noise")
+    parser.add_argument("--repeat", action="store_true", help="locate again, under noise and by another seed")
     parser.add_argument("--log", type=Path, metavar="FILE", help="add a row per variant to this file")
     add_evaluation_data_options(parser)
     add_run_options(parser)

@@ -453,6 +453,6 @@ def test_the_search_scores_variants_on_the_same_pairs_and_logs_them(
     assert [row["variant"] for row in rows] == ["old", "upsampling", "again", "saliency"]
     assert rows[0] == {**dict.fromkeys(rows[0], ""), **rows[0], "energy": "0.5", "passes": "9"}
     assert rows[1]["energy"] == rows[2]["energy"] != rows[3]["energy"]
-    assert all(0.5 < float(row["pearson-noise"]) <= 1 for row in rows[1:])
+    assert all(0.5 < float(row[name]) <= 1 for row in rows[1:] for name in ("pearson-noise", "pearson-seed"))
     assert all(row["insertion-30@blur"] and row["passes"] for row in rows[1:])
     assert f"energy {rows[3]['energy']}" in saliency
