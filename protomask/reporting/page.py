@@ -195,7 +195,7 @@ def _ranking(results: Results) -> list[Block]:
     }
     caption = (
         "Mean rank over pairs and metrics, 1 is best; equal scores share their rank; controls take no part. "
-        f"Metrics that are alike count several times, so read the scores as well. {'; '.join(used)}."
+        f"Metrics that are alike count several times, so read the scores as well. Counted {'; '.join(used)}."
     )
     if marked:
         caption += (
