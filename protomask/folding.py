@@ -29,6 +29,8 @@ _TOLERANCE = 1e-7  # of the largest activation, in float64, where rounding canno
 _ROUNDING = 1e-4  # likewise after rounding the copy's weights to float32, where the order of sums may differ, too
 _MOST = 4  # networks whose copies are kept: a copy may hold its original, in a closure, and then neither would ever go
 _INTEGERS = {1: torch.uint8, 2: torch.int16}  # by bytes per number, else int32
+# Of a module that cannot be copied or traced: it works as it is, only slower.
+_UNFIT = (RuntimeError, TypeError, AttributeError, ValueError, NotImplementedError, AssertionError)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -76,15 +78,21 @@ def _agrees(model: Contract, other: Contract, image: Tensor) -> bool:
     try:
         with torch.no_grad():
             wanted, came = model.activations(image), other.activations(image)
-            if _close(came, wanted, _ROUNDING):
-                return True
-            first, second = _doubled(model), _doubled(other)
-            if first is None or second is None:
-                return False
-            exact = image.double()
-            return _close(second.activations(exact), first.activations(exact), _ROUNDING)
-    except (RuntimeError, TypeError, NotImplementedError):
-        return False  # code that views its tensors instead of reshaping them; a device without float64
+    except RuntimeError:
+        return False  # code that views its tensors instead of reshaping them
+    return _close(came, wanted, _ROUNDING) or _agrees_exactly(model, other, image)
+
+
+@torch.no_grad()
+def _agrees_exactly(model: Contract, other: Contract, image: Tensor) -> bool:
+    try:
+        first, second = _doubled(model), _doubled(other)
+        if first is None or second is None:
+            return False
+        exact = image.double()
+        return _close(second.activations(exact), first.activations(exact), _ROUNDING)
+    except _UNFIT:
+        return False
 
 
 def _close(came: Tensor, wanted: Tensor, tolerance: float) -> bool:
@@ -205,8 +213,8 @@ def folded(model: Contract, images: Tensor) -> Contract:
         _fuse(other.module, pairs)
         came = other.activations(exact)
         other.module.to(images.dtype).requires_grad_(False)
-    except (RuntimeError, TypeError, AttributeError, ValueError, NotImplementedError, AssertionError):
-        return model  # a module that cannot be copied or traced works as it is, only slower
+    except _UNFIT:
+        return model
     return other if _close(came, wanted, _TOLERANCE) else model
 
 

@@ -357,6 +357,21 @@ def test_a_wrong_copy_is_refused_also_where_rounding_is_large(
     assert quick(contract(model), IMAGES).source is model
 
 
+@torch.no_grad()
+def test_a_model_that_cannot_be_copied_stays_as_it_is_also_where_rounding_is_large() -> None:
+    class Single(Distances):
+        def __deepcopy__(self, memo: dict[int, object]) -> Single:
+            raise ValueError("there is one of me")
+
+        def activations(self, images: Tensor, prototypes: Tensor | None = None) -> Tensor:
+            channels_last = images.is_contiguous(memory_format=torch.channels_last)
+            return super().activations(images) + 0.01 * channels_last  # rounds otherwise
+
+    model = net(Single)
+    model.num_prototypes = 1
+    assert quick(contract(model), IMAGES).source is model
+
+
 def test_a_copy_from_inference_mode_is_not_for_gradients(made: list[Contract]) -> None:
     model = net()
     with torch.inference_mode():
