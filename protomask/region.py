@@ -16,6 +16,7 @@ from torch import Tensor
 
 from protomask.blur import gaussian_blur
 from protomask.checks import check_choice, check_count, check_number, check_tensor
+from protomask.errors import InputError, expected
 
 REGIONS = ("percentile", "own-area")
 
@@ -35,12 +36,27 @@ def rank(maps: Tensor, seed: int = 0) -> Tensor:
     return shuffle[order]
 
 
+def order_of(maps: Tensor, order: Tensor | None, seed: int = 0) -> Tensor:
+    """The ranking [N, H * W] of maps [N, H, W]: the one given, if it fits, else made here."""
+    if order is None:
+        return rank(maps, seed)
+    return check_order(order, len(maps), maps.shape[1] * maps.shape[2])
+
+
+def check_order(order: Tensor, n: int, size: int) -> Tensor:
+    """``order`` as it came, if it is an int64 tensor [n, size]; else InputError."""
+    if not isinstance(order, Tensor) or order.dtype != torch.int64 or order.shape != (n, size):
+        came = f"{order.dtype} {list(order.shape)}" if isinstance(order, Tensor) else type(order).__name__
+        raise InputError(expected("order", f"an int64 tensor [{n}, {size}], as rank() gives", came))
+    return order
+
+
 def top_pixels(maps: Tensor, counts: Tensor | int, seed: int = 0, order: Tensor | None = None) -> Tensor:
     """The ``counts`` highest pixels of each map: [N, H, W], [N] int64 or one int -> [N, H, W] bool.
 
     Here and below ``order`` [N, H * W] int64 is ``rank(maps, seed)`` where it is already known.
     """
-    order = rank(maps, seed) if order is None else order
+    order = order_of(maps, order, seed)
     counts = torch.as_tensor(counts, device=maps.device).expand(len(maps))
     chosen = torch.arange(order.shape[1], device=maps.device) < counts[:, None]
     return torch.zeros_like(order, dtype=torch.bool).scatter_(1, order, chosen).view(maps.shape)
@@ -87,7 +103,7 @@ def boxes_of(regions: Tensor) -> Tensor:
 
 def peaks(maps: Tensor, seed: int = 0, order: Tensor | None = None) -> Tensor:
     """(x, y) of the highest pixel of each map, ties broken as in :func:`rank`: [N, H, W] -> [N, 2] int64."""
-    first = (rank(maps, seed) if order is None else order)[:, 0]
+    first = order_of(maps, order, seed)[:, 0]
     return torch.stack([first % maps.shape[2], first // maps.shape[2]], dim=1)
 
 

@@ -11,10 +11,9 @@ from protomask.checks import check_choice, check_tensor
 from protomask.errors import InputError, expected
 from protomask.metrics import contrast, overlap, pixels
 from protomask.metrics import localisation as score
-from protomask.metrics._ranking import check_order
 from protomask.metrics.catalogue import METRICS
 from protomask.metrics.truth import Truth
-from protomask.region import rank
+from protomask.region import check_order, rank
 
 ANNOTATION = tuple(name for name, metric in METRICS.items() if metric.family == "annotation")
 _BLOCK = 4_000_000

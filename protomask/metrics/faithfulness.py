@@ -24,11 +24,11 @@ from torch import Tensor
 from protomask.activation import relative_activation as _relative
 from protomask.checks import check_choice, check_count, check_number, check_tensor
 from protomask.errors import InputError, expected
-from protomask.metrics._ranking import check_order, top_count
+from protomask.metrics._ranking import top_count
 from protomask.metrics.imputation import Imputation
 from protomask.model import Contract, check_images, device_of, untouched
 from protomask.records import Targets
-from protomask.region import rank
+from protomask.region import check_order, rank
 
 STEPS = 32
 EARLY = 0.3

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from protomask.checks import check_number, check_tensor
 from protomask.errors import InputError, expected
-from protomask.metrics._ranking import first_pixels, order_of, top_count
+from protomask.metrics._ranking import first_pixels, top_count
 from protomask.metrics._rows import annotated, checked_regions, scores
-from protomask.region import boxes_of
+from protomask.region import boxes_of, order_of, peaks
 
 
 def pointing_game(maps: Tensor, regions: Tensor, tolerance: float = 0, *, order: Tensor | None = None) -> Tensor:
@@ -43,7 +43,7 @@ def pointing_game(maps: Tensor, regions: Tensor, tolerance: float = 0, *, order:
     """
     regions = checked_regions(maps, regions)
     check_number("tolerance", tolerance, 0)
-    near = _distance(maps, _peak(order_of(maps, order), maps.shape[2])) <= tolerance
+    near = _distance(maps, peaks(maps, order=order)) <= tolerance
     return scores((regions & near).flatten(1).any(1), maps, annotated(regions))
 
 
@@ -217,21 +217,17 @@ def part_hit(maps: Tensor, points: Tensor, radii: Tensor, factor: float = 1, *, 
     check_tensor("points", points, (len(maps), 2), finite=False)
     check_tensor("radii", radii, (len(maps),), finite=False)
     check_number("factor", factor, 0)
-    peak = _peak(order_of(maps, order), maps.shape[2]).double()
+    peak = peaks(maps, order=order).double()
     away = (peak - points.to(maps.device).double()).square().sum(1).sqrt()
     reach = factor * radii.to(maps.device).double()
     return scores(away <= reach, maps, ~(away.isnan() | reach.isnan()))
 
 
-def _peak(order: Tensor, width: int) -> Tensor:
-    return torch.stack([order[:, 0] % width, order[:, 0] // width], dim=1)
-
-
-def _distance(maps: Tensor, peaks: Tensor) -> Tensor:
+def _distance(maps: Tensor, places: Tensor) -> Tensor:
     """[N, H, W] Euclidean pixels from each pixel to its map's peak."""
     _, height, width = maps.shape
-    across = (torch.arange(width, device=maps.device) - peaks[:, :1]).double().square()
-    down = (torch.arange(height, device=maps.device) - peaks[:, 1:]).double().square()
+    across = (torch.arange(width, device=maps.device) - places[:, :1]).double().square()
+    down = (torch.arange(height, device=maps.device) - places[:, 1:]).double().square()
     return (down[:, :, None] + across[:, None, :]).sqrt()
 
 

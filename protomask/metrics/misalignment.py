@@ -31,12 +31,12 @@ from torch import Tensor
 
 from protomask.checks import check_choice, check_count, check_number, check_tensor
 from protomask.metrics._passes import Progress, check_pairs, pair_generator
-from protomask.metrics._ranking import first_pixels, order_of, top_count
+from protomask.metrics._ranking import first_pixels, top_count
 from protomask.metrics.faithfulness import explicable, relative_activation
 from protomask.metrics.truth import check_regions
 from protomask.model import Contract, device_of, untouched
 from protomask.records import Targets
-from protomask.region import boxes_of, is_constant, top_pixels
+from protomask.region import boxes_of, is_constant, order_of, top_pixels
 
 MISALIGNMENT = ("plc", "prc", "pac")
 MODES = ("descent", "published")

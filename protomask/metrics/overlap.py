@@ -13,8 +13,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from protomask.metrics._ranking import order_of, top_count
+from protomask.metrics._ranking import top_count
 from protomask.metrics._rows import annotated, checked_regions, scores
+from protomask.region import order_of
 
 
 def activation_precision(maps: Tensor, regions: Tensor, *, order: Tensor | None = None) -> Tensor:

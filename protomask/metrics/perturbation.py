@@ -15,10 +15,11 @@ from protomask.checks import check_choice, check_number
 from protomask.errors import InputError, expected
 from protomask.fills import fill_images
 from protomask.metrics._passes import Progress, activations_of, check_pairs, pair_generator
-from protomask.metrics._ranking import first_pixels, order_of, top_count
+from protomask.metrics._ranking import first_pixels, top_count
 from protomask.metrics.faithfulness import explicable, relative_activation
 from protomask.model import Contract
 from protomask.records import Targets
+from protomask.region import order_of
 
 NOISE = 0.2
 PERTURBATIONS = ("blur", "recolour", "noise")

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from protomask.metrics._ranking import order_of
 from protomask.metrics._rows import checked_regions, divided, scores
+from protomask.region import order_of
 
 
 def pixel_auc(maps: Tensor, regions: Tensor, *, order: Tensor | None = None) -> Tensor:
