@@ -7,7 +7,7 @@ difference to the first variant with its 95 % interval (images resampled); ``--l
 noise of 2 % of its range (``pearson-noise``), and with the map that another seed gives (``pearson-seed``). ::
 
     python benchmarks/search.py demo:protopnet --data planted --split dev --scenes 400 --pairs 60 --seed 5 \\
-        --variant smoothgrad --variant mdm --variant "bare=mdm:gradients=0"
+        --variant smoothgrad --variant mdm --variant "bare=mdm:gradient_power=0"
     python benchmarks/search.py runs/inat --data cub --root CUB --species 10,12,14,17,36,47,53,57,68,69 --pairs 60 \\
         --seed 5 --variant mdm --variant "mdm:fill=image-mean" --log docs/search-log.csv
 """

@@ -65,10 +65,10 @@ FEW_PASSES = 10  # methods of no more are timed whole on large networks as well
 
 Settings = Mapping[str, object]
 # Two parts of a method's work. Of the presets' passes, from the one part to the other as from there to the whole, as
-# many per gradient are steps: the first step needs no pass, and the others take two for each mask.
+# many per gradient are steps: the first step needs no pass, and the others take two for each mask. All choose.
 PARTS: dict[str, tuple[Settings, Settings]] = {
-    "mdm": ({"steps": 2, "gradients": 1}, {"steps": 4, "gradients": 4}),
-    "mdm-best": ({"steps": 2, "gradients": 1}, {"steps": 3, "gradients": 5}),
+    "mdm": ({"steps": 2, "gradients": 2, "path": 2}, {"steps": 4, "gradients": 3, "path": 3}),
+    "mdm-best": ({"steps": 2, "gradients": 4, "path": 4}, {"steps": 3, "gradients": 5, "path": 5}),
     "single-mask": ({"steps": 2}, {"steps": 4}),
     "smoothgrad": ({"samples": 2}, {"samples": 8}),
     "extremal": ({"steps": 1}, {"steps": 2}),
@@ -374,7 +374,7 @@ def subjects(args: argparse.Namespace) -> list[Callable[[], Subject]]:
 def chosen(text: str) -> dict[str, Localiser]:
     """The methods, and two plain MDMs, whose step is one pass: the loop itself against the floor."""
     methods = {name: make_localiser(name, {}) for name in text.split(",") if name in LOCALISERS}
-    loop = {"scales": (6, 12, 24), "necessity_weight": 0.0, "steps": 21, "gradients": 0}
+    loop = {"scales": (6, 12, 24), "necessity_weight": 0.0, "steps": 21, "gradient_power": 0.0}
     methods["loop, scales apart"] = make_localiser("mdm", {**loop, "together": False})
     methods["loop, scales together"] = make_localiser("mdm", {**loop, "together": True})
     return methods

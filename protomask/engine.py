@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -22,11 +23,27 @@ from protomask.objective import Loss
 from protomask.problems import Problems, Schedule
 from protomask.workset import WorkSet
 
-__all__ = ["Problems", "Progress", "Schedule", "in_chunks", "train_masks"]
+__all__ = ["Problems", "Progress", "Schedule", "Trained", "in_chunks", "train_masks"]
 
 Result = TypeVar("Result")
 Progress = Callable[[int], object]
 """Called with the number of forward + input-gradient passes (one image each) just made."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What training gives.
+
+    Attributes:
+        vectors: scale -> [N, s, s] in [0, 1], the mask vectors of every pair, detached.
+        slopes: [N, H, W], how the activation answered to each pixel's share of the image, in its own units and signed,
+            summed over all passes (:func:`protomask.blending.shares_of`). Masks begin alike all over and what they
+            remove is looked at as well, so that it is close to a path integral of the gradient between fill and image,
+            and costs nothing.
+    """
+
+    vectors: dict[int, Tensor]
+    slopes: Tensor
 
 
 def train_masks(
@@ -38,7 +55,7 @@ def train_masks(
     *,
     batch: int = 32,
     progress: Progress | None = None,
-) -> dict[int, Tensor]:
+) -> Trained:
     """Mask vectors of every pair at every scale.
 
     Args:
@@ -51,7 +68,7 @@ def train_masks(
         progress: told of passes made; for a problem that leaves early, of those it would have made as well.
 
     Returns:
-        scale -> [N, s, s] in [0, 1], detached. Of masks that begin as ones the first step needs no pass.
+        Vectors and slopes. Of masks that begin as ones the first step needs no pass.
 
     Raises:
         ResourceError: memory ran out with a single image in the pass.
@@ -69,7 +86,7 @@ def train_masks(
             used = max(1, min(size, work.images))
             queue.extendleft(reversed(work.abandon()))
             size = _halved(used, error)
-    return work.found
+    return Trained(work.found, work.slopes)
 
 
 def in_chunks(total: int, batch: int, work: Callable[[slice], Result]) -> Iterator[Result]:

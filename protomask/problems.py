@@ -70,7 +70,6 @@ class Problems:
         before: [N] the activation on the whole image, above the floor.
         floors: [N] the activation of nothing.
         checks: [B, C, H, W], each image's fill that nobody trains with, for :attr:`Schedule.held_out`; or None.
-        warm: [N, H, W] in [0, 1], what each mask is made to be by its first step, which then needs no pass; or None.
     """
 
     images: Tensor
@@ -81,7 +80,6 @@ class Problems:
     before: Tensor
     floors: Tensor
     checks: Tensor | None = None
-    warm: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)

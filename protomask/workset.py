@@ -13,12 +13,11 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from protomask.activation import relative_activation
-from protomask.blending import blend_sides
+from protomask.blending import blend_sides, shares_of
 from protomask.masks import initial_vectors, render
 from protomask.model import Contract
 from protomask.objective import Loss
@@ -42,7 +41,8 @@ class Block:
         taken: steps that each has made.
         state: ``vectors``, Adam's ``first`` and ``second`` moments, the vectors at the last look, ``seen``, and those
             that did best under the held-out fill, ``best``: all [n, K], K the cells of all scales in a row; ``age``
-            [n, 1], ``taken`` as a tensor, and ``record`` [n, 1], how well the best did.
+            [n, 1], ``taken`` as a tensor, ``record`` [n, 1], how well the best did, and ``slopes`` [n, H, W], the sum
+            of :func:`protomask.blending.shares_of` over all passes so far.
     """
 
     scales: tuple[int, ...]
@@ -61,7 +61,8 @@ class Block:
         empty = {name: torch.zeros_like(vectors) for name in ("first", "second")}
         copies = {name: vectors.clone() for name in ("vectors", "seen", "best")}
         record = vectors.new_full((count, 1), -torch.inf)
-        return {**copies, **empty, "age": vectors.new_zeros(count, 1), "record": record}
+        slopes = vectors.new_zeros(count, *self.like.shape[-2:])
+        return {**copies, **empty, "age": vectors.new_zeros(count, 1), "record": record, "slopes": slopes}
 
     def grow(self, begin: Callable[[Block], None]) -> None:
         """Rows at their start for those of ``pairs`` that have none, as ``begin`` leaves them."""
@@ -136,6 +137,7 @@ class WorkSet:
 
     Attributes:
         found: scale -> [N, s, s], filled as problems leave.
+        slopes: [N, H, W], the sum over passes of :func:`protomask.blending.shares_of`, likewise.
     """
 
     def __init__(
@@ -152,6 +154,7 @@ class WorkSet:
         self._sides = 1 + loss.needs_complement  # images per problem and step
         images = problems.images
         self.found = {s: initial_vectors(len(problems), s, images) for layout in layouts for s in layout}
+        self.slopes = images.new_zeros(len(problems), *images.shape[-2:])
         self._blocks = [Block(layout, images, schedule.start) for layout in layouts]
         self._stale = True
 
@@ -180,15 +183,12 @@ class WorkSet:
         self._stale = True
 
     def _begin(self, block: Block) -> None:
-        """The first step of masks that begin as ones, which needs no pass; or what is known already in its place.
+        """The first step of masks that begin as ones, which needs no pass.
 
         What such a mask keeps is the image itself, at which consistency has no slope. What it removes leaves the bare
         fill, on which the cells of a coarse map are nearly equal and rounding decides which of them wins: that slope is
         left out, and birds are found better without it.
         """
-        if self._problems.warm is not None:
-            self._begin_warm(block, self._problems.warm)
-            return
         if self._schedule.start != 1 or not self._loss.flat_at_one:
             return
         leaf = block.state["vectors"].detach().requires_grad_()
@@ -198,13 +198,6 @@ class WorkSet:
             whole, nothing = mask.new_ones(len(mask)), mask.new_zeros(len(mask))
             (gradient,) = torch.autograd.grad(self._loss(whole, nothing, mask, grids).sum(), leaf)
         adam(block, gradient, self._schedule)
-        block.taken = [count + 1 for count in block.taken]
-
-    def _begin_warm(self, block: Block, warm: Tensor) -> None:
-        pairs = torch.tensor(block.pairs, dtype=torch.int64, device=warm.device)
-        cells = [F.adaptive_avg_pool2d(warm[pairs][:, None], s).flatten(1) for s in block.scales]
-        for name in ("vectors", "seen", "best"):
-            block.state[name] = torch.cat(cells, 1).to(block.like)
         block.taken = [count + 1 for count in block.taken]
 
     def abandon(self) -> list[tuple[int, int]]:
@@ -222,17 +215,21 @@ class WorkSet:
         self._gather()
         busy = [block for block in self._blocks if block.pairs]
         leaves = [block.state["vectors"].detach().requires_grad_() for block in busy]
+        sizes = [len(block.pairs) for block in busy]
         with torch.enable_grad():
             grids = [block.grids(leaf) for block, leaf in zip(busy, leaves, strict=True)]
             masks = [self._mask(g) for g in grids]
-            relative, without = self._relative(torch.cat(masks), batch)
-            sizes = [len(block.pairs) for block in busy]
-            each = zip(relative.split(sizes), without.split(sizes), masks, grids, strict=True)
+            relative, slopes = self._pass(torch.cat(masks).detach(), batch)
+            sides = relative.requires_grad_()
+            without = sides[1] if len(sides) > 1 else torch.zeros_like(relative[0])
+            each = zip(sides[0].split(sizes), without.split(sizes), masks, grids, strict=True)
             # Summed, never averaged: a problem's step must not depend on its company.
             total = torch.stack([self._loss(*terms).sum() for terms in each]).sum()
-            gradients = torch.autograd.grad(total, leaves)
-        for block, gradient in zip(busy, gradients, strict=True):
+            (weights,) = torch.autograd.grad(total, sides, retain_graph=True)
+            gradients = torch.autograd.grad([total, *masks], leaves, [None, *self._pull(weights, slopes).split(sizes)])
+        for block, gradient, own in zip(busy, gradients, slopes.sum(0).split(sizes), strict=True):
             adam(block, gradient, self._schedule)
+            block.state["slopes"] += own
             block.taken = [count + 1 for count in block.taken]
         if self._progress is not None:
             self._progress(self.images)
@@ -251,6 +248,7 @@ class WorkSet:
         pairs = torch.tensor([block.pairs[row] for row in rows], dtype=torch.int64, device=block.like.device)
         for scale, grid in zip(block.scales, block.grids(block.state["vectors"][index]), strict=True):
             self.found[scale][pairs] = grid
+        self.slopes[pairs] += block.state["slopes"][index]
         if self._progress is not None:
             spared = sum(self._schedule.steps - block.taken[row] for row in rows)
             if spared:
@@ -312,14 +310,30 @@ class WorkSet:
         self._prototypes, self._before, self._floors = p.prototypes[rows], p.before[rows], p.floors[rows]
         self._stale = False
 
-    def _relative(self, masks: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-        """[n] relative activations of what the masks keep and of what they remove (zeros where nobody asks)."""
+    def _pass(self, masks: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """[S, n] relative activations and [S, n, H, W] slopes of what the masks keep and, where asked, remove."""
         seen = blend_sides(self._images, self._fills, masks, complement=self._sides > 1)
         prototypes = self._prototypes.repeat(self._sides)
-        parts = zip(seen.split(batch), prototypes.split(batch), strict=True)
-        sides = torch.cat([self._activations(*part) for part in parts]).view(self._sides, -1)
-        relative = [relative_activation(side, self._before, self._floors) for side in sides]
-        return relative[0], relative[-1] if len(relative) > 1 else torch.zeros_like(relative[0])
+        activations, gradients = [], []
+        for images, own in zip(seen.split(batch), prototypes.split(batch), strict=True):
+            found = self._activations(images.requires_grad_(), own)
+            gradients.append(torch.autograd.grad(found.sum(), images)[0])
+            activations.append(found.detach())
+        sides = torch.cat(activations).view(self._sides, -1)
+        relative = torch.stack([relative_activation(side, self._before, self._floors) for side in sides])
+        halves = torch.cat(gradients).split(len(masks))
+        return relative, torch.stack([shares_of(half, self._images, self._fills) for half in halves])
+
+    def _pull(self, weights: Tensor, slopes: Tensor) -> Tensor:
+        """[n, H, W], the loss's gradient with respect to the masks by way of activations.
+
+        Args:
+            weights: [S, n], the loss's gradient with respect to the relative activations.
+            slopes: [S, n, H, W].
+        """
+        weights = (weights / (self._before - self._floors))[:, :, None, None]
+        pull = weights[0] * slopes[0]
+        return pull - weights[1] * slopes[1] if len(slopes) > 1 else pull
 
     def _activations(self, images: Tensor, prototypes: Tensor) -> Tensor:
         """[n] of a pass in the precision asked for, in the dtype of the images."""

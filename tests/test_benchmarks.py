@@ -141,7 +141,7 @@ def test_cost_in_passes(benchmark: Any, two: list[Path], tmp_path: Path) -> None
     data = evaluated.read(two)
     rise, mdm, blind = data.cost("rise"), data.cost("mdm"), data.cost("random")
     assert [rise.ratio(k) for k in (1, 3, 10)] == pytest.approx([200] * 3)  # 600 forward passes serve all prototypes
-    assert [mdm.ratio(k) for k in (1, 3, 10)] == [24, 72, 240]  # 7 steps, mask and complement, and 10 gradients
+    assert [mdm.ratio(k) for k in (1, 3, 10)] == [34, 102, 340]  # 7 x 2, 10 gradients, 30 forward passes
     assert blind.ratio(10) == 0
     other = evaluated.read([run(tmp_path / "three", {m: scores(0.5, 0.5) for m in ("mdm", "upsampling", "gradcam")})])
     assert other.cost("upsampling").ratio(10) == pytest.approx(1 / 3)
@@ -423,8 +423,8 @@ def test_a_variant_is_a_method_with_settings(benchmark: Any) -> None:
     search = benchmark("search")
     plain = search.variant("mdm")
     assert (plain.name, plain.localiser) == ("mdm", make_localiser("mdm", {}))
-    built = search.variant("bare=mdm:gradients=0;scales=6,12;learning_rate=.2;together=false;fill=black")
-    wanted = {"gradients": 0, "scales": (6, 12), "learning_rate": 0.2, "together": False, "fill": "black"}
+    built = search.variant("bare=mdm:gradient_power=0;scales=6,12;learning_rate=.2;together=false;fill=black")
+    wanted = {"gradient_power": 0, "scales": (6, 12), "learning_rate": 0.2, "together": False, "fill": "black"}
     assert (built.name, built.localiser) == ("bare", make_localiser("mdm", wanted))
     for wrong in ("no-such-method", "mdm:steps", "mdm:no_such_setting=3"):
         with pytest.raises(InputError):

@@ -281,7 +281,7 @@ def test_small_readers() -> None:
         "steps": 50, "scales": (6, 12), "fill": "black", "area_weight": 0.5,
     }  # fmt: skip
     assert parse_settings(["scales=6"]) == {"scales": (6,)}
-    assert parse_settings(["together=false", "warm_start=True"]) == {"together": False, "warm_start": True}
+    assert parse_settings(["together=false", "choose=True"]) == {"together": False, "choose": True}
     with pytest.raises(InputError):
         parse_settings(["=3"])
     assert size_option("224") == (224, 224)

@@ -45,9 +45,9 @@ def test_a_block_is_found_in_closed_form() -> None:
     zero, since they add more area than activation."""
     model, posed = problems()
     weight, share = 2.0, 0.875**2
-    vectors = train_masks(contract(model), posed, [2], KeepLoss(weight, 0.0), Schedule(steps=600, learning_rate=0.02))[
-        2
-    ]
+    vectors = train_masks(
+        contract(model), posed, [2], KeepLoss(weight, 0.0), Schedule(steps=600, learning_rate=0.02)
+    ).vectors[2]
     assert float(vectors[0, 0, 0]) == pytest.approx((1 - weight / (8 * share)) / share, abs=1e-3)
     assert float(vectors[0].flatten()[1:].max()) == pytest.approx(0, abs=1e-6)
 
@@ -57,7 +57,7 @@ def test_necessity_in_closed_form() -> None:
     model, posed = problems()
     weight, price, share = 2.0, 0.2, 0.875**2
     loss = KeepLoss(weight, 0.0, price)
-    vectors = train_masks(contract(model), posed, [2], loss, Schedule(steps=600, learning_rate=0.02))[2]
+    vectors = train_masks(contract(model), posed, [2], loss, Schedule(steps=600, learning_rate=0.02)).vectors[2]
     assert float(vectors[0, 0, 0]) == pytest.approx((1 - weight / (8 * share * (1 + price))) / share, abs=1e-3)
     assert float(vectors[0].flatten()[1:].max()) == pytest.approx(0, abs=1e-6)
 
@@ -75,7 +75,8 @@ def test_necessity_asks_for_the_second_of_two_equal_pieces() -> None:
     posed = replace(posed, images=posed.images * torch.where(torch.arange(32) < 16, 1.0, 0.9))
     posed = replace(posed, before=either.activations(posed.images)[posed.rows, posed.prototypes])
     one, both = (
-        train_masks(contract(either), posed, [4], KeepLoss(0.2, 0.0, n), Schedule(steps=100))[4][0] for n in (0, 1)
+        train_masks(contract(either), posed, [4], KeepLoss(0.2, 0.0, n), Schedule(steps=100)).vectors[4][0]
+        for n in (0, 1)
     )
     assert float(one[:2, :2].min()) == 1.0
     assert float(one[2:, 2:].max()) == 0.0
@@ -85,7 +86,7 @@ def test_necessity_asks_for_the_second_of_two_equal_pieces() -> None:
 
 def test_a_cheap_block_is_kept_whole_and_nothing_else() -> None:
     model, posed = problems()
-    vectors = train_masks(contract(model), posed, [4], KeepLoss(0.2, 0.0), Schedule(steps=100))[4]
+    vectors = train_masks(contract(model), posed, [4], KeepLoss(0.2, 0.0), Schedule(steps=100)).vectors[4]
     block = torch.zeros(4, 4, dtype=torch.float64)
     block[:2, :2] = 1
     assert torch.equal(vectors[0], block)
@@ -93,7 +94,7 @@ def test_a_cheap_block_is_kept_whole_and_nothing_else() -> None:
 
 def test_the_same_block_in_both_images_gives_the_same_mask() -> None:
     model, posed = problems()
-    vectors = train_masks(contract(model), posed, [4, 6], KeepLoss(), Schedule())
+    vectors = train_masks(contract(model), posed, [4, 6], KeepLoss(), Schedule()).vectors
     for scale in (4, 6):
         assert torch.equal(vectors[scale][1], vectors[scale][2])
         assert torch.allclose(vectors[scale][0], vectors[scale][1].flip(0, 1), atol=1e-9)
@@ -102,17 +103,17 @@ def test_the_same_block_in_both_images_gives_the_same_mask() -> None:
 @pytest.mark.parametrize("batch", [1, 2, 4, 7])
 def test_chunks_change_nothing(batch: int) -> None:
     model, posed = problems()
-    whole = train_masks(contract(model), posed, [4, 6], KeepLoss(), Schedule(), batch=64)
-    parts = train_masks(contract(model), posed, [4, 6], KeepLoss(), Schedule(), batch=batch)
+    whole = train_masks(contract(model), posed, [4, 6], KeepLoss(), Schedule(), batch=64).vectors
+    parts = train_masks(contract(model), posed, [4, 6], KeepLoss(), Schedule(), batch=batch).vectors
     for scale in whole:
         assert float((whole[scale] - parts[scale]).abs().max()) < 1e-6
 
 
 def test_out_of_memory_halves_the_chunk_and_changes_nothing_else() -> None:
     model, posed = problems()
-    free = train_masks(contract(model), posed, [4, 6], KeepLoss(), Schedule())
+    free = train_masks(contract(model), posed, [4, 6], KeepLoss(), Schedule()).vectors
     tight = Recorder(limit=2)
-    found = train_masks(contract(tight), posed, [4, 6], KeepLoss(), Schedule())
+    found = train_masks(contract(tight), posed, [4, 6], KeepLoss(), Schedule()).vectors
     assert max(tight.sizes) == 6
     assert sum(size > 2 for size in tight.sizes) == 2  # 6, then 3, then it fits
     for scale in free:
@@ -140,7 +141,7 @@ def test_passes_are_counted() -> None:
     assert sum(told) == 3 * 3 * 4  # the first step needs none
     told.clear()
     train_masks(contract(model), posed, [4, 6], KeepLoss(necessity_weight=0.3), Schedule(steps=5), progress=told.append)
-    assert sum(told) == 3 * 2 * 4 * 2 == 3 * MDM(scales=(4, 6), steps=5, together=False, gradients=0).passes
+    assert sum(told) == 3 * 2 * 4 * 2 == 3 * MDM(scales=(4, 6), steps=5, together=False, gradient_power=0).passes
 
 
 def test_losses_in_closed_form() -> None:

@@ -219,7 +219,7 @@ def test_mdm_keeps_vectors_that_rebuild_its_map() -> None:
     model = BlockModel([(4, 4, 12, 12)])
     images = torch.full((1, 3, 32, 32), 0.1)
     images[:, :, 4:12, 4:12] = 0.9
-    found: Localisation = protomask.locate(model, images, "all", scales=(4, 7), fill="black", gradients=0)
+    found: Localisation = protomask.locate(model, images, "all", scales=(4, 7), fill="black", gradient_power=0)
     rebuilt = stack(torch.stack([render(v, (32, 32)) for v in found.mask_vectors.values()]), "product")
     assert torch.equal(rebuilt, found.maps)
     assert found.masks

@@ -445,7 +445,7 @@ def test_other_methods() -> None:
 def test_mdm_draws_small_masks_as_small_regions() -> None:
     net = network(activation="linear")
     images = normalise(Loader().pictures[:1])
-    options: dict[str, Any] = {"steps": 17, "scales": (6, 8), "together": False, "gradients": 0}
+    options: dict[str, Any] = {"steps": 17, "scales": (6, 8), "together": False, "gradient_power": 0}
     found = protomask.locate(protopnet_ext.wrap(net), images, "all", **options)
     flat = found.maps.flatten(1)
     small = ((flat > 0).float().mean(1) < 0.05) & found.located

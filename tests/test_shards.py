@@ -74,7 +74,7 @@ def shard(found: Localisation | None) -> Shard:
 
 @pytest.mark.parametrize("method", ["mdm", "mdm-fast", "single-mask", "centre"])
 def test_a_shard_is_read_as_it_was_written(method: str, tmp_path: Path) -> None:
-    settings: dict[str, dict[str, int]] = {"centre": {}, "mdm": {"steps": 3, "gradients": 0}}
+    settings: dict[str, dict[str, int]] = {"centre": {}, "mdm": {"steps": 3, "gradient_power": 0}}
     found = located(method, **settings.get(method, {"steps": 3}))
     write_shard(tmp_path / "a.npz", shard(found))
     got = read_shard(tmp_path / "a.npz")

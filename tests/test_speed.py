@@ -48,9 +48,10 @@ def test_the_parts_of_the_presets_have_the_kinds_of_passes_that_are_left(speed: 
     for name in ("mdm", "mdm-best"):
         whole = make_localiser(name, {})
         few, many = (replace(whole, **settings) for settings in speed.parts_of(name, 8))
-        masks = [one.passes - one.gradients for one in (few, many, whole)]
-        share = (masks[1] - masks[0]) / (many.gradients - few.gradients)
-        assert share == pytest.approx((masks[2] - masks[1]) / (whole.gradients - many.gradients))
+        assert few.choose == many.choose == whole.choose
+        read = [one.gradients + one.path for one in (few, many, whole)]
+        masks = [one.passes - own for one, own in zip((few, many, whole), read, strict=True)]
+        assert (masks[1] - masks[0]) / (read[1] - read[0]) == pytest.approx((masks[2] - masks[1]) / (read[2] - read[1]))
 
 
 def test_the_parts_differ_and_are_less_than_the_whole(speed: Any) -> None:
@@ -88,13 +89,13 @@ def test_the_table_says_how_it_was_timed_and_what_a_naive_step_costs(speed: Any)
     one = subject(speed, whole=False)
     methods = {"mdm": make_localiser("mdm", {}), "occlusion": make_localiser("occlusion", {})}
     works = {name: speed.Work((), 1, 4, [seconds]) for name, seconds in (("floor@2", 2.0), ("floor@4", 1.0))}
-    works |= {"naive": speed.Work((), 1, 1, [1500.0]), "mdm": speed.Work((), 24, 4, [20.0, 30.0, 40.0])}
+    works |= {"naive": speed.Work((), 1, 1, [1500.0]), "mdm": speed.Work((), 34, 4, [20.0, 30.0, 40.0])}
     result = speed.summary(one, works, methods)
     assert result["a step of naive in floors"] == 2
     text = speed.table("toy", 1, result)
     assert "in two parts" in text
     assert "naive step = 2.00 floors" in text
-    assert "| mdm | 24 | 4 | 50 | 30.0 | 1.25 | 33 % |" in text
+    assert "| mdm | 34 | 4 | 50 | 30.0 | 0.88 | 33 % |" in text
     assert "occlusion" not in text
     assert speed.summary(subject(speed, whole=True), works, methods)["timed"] == "whole"
 

@@ -97,6 +97,6 @@ class NeuroMask:
         problems = Problems(images, fills, rows, rows, request.targets.prototypes, request.before, request.floors)
         loss, schedule = self._loss(), self._schedule()
         scales, progress = (self.scale,), request.progress
-        vectors = train_masks(model, problems, scales, loss, schedule, batch=request.batch, progress=progress)
+        vectors = train_masks(model, problems, scales, loss, schedule, batch=request.batch, progress=progress).vectors
         masks = render(vectors[self.scale], request.size)
         return Maps(masks, masks=True, vectors=vectors, fill=self.fill, after=masked_activations(request, masks, fills))
