@@ -41,8 +41,6 @@ LEAK = 0.5
 HELD_OUT = "grey"
 FINER, COARSER = 0.025, 0.06
 """Other blurs of the evidence that are tried, beside :data:`protomask.localisers.attribution.BLUR`."""
-READINGS = 5
-"""How many maps a pair chooses from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,7 +242,12 @@ class MDM(Learned):
         training = self._passes(1 if self.together else len(self.scales))
         if self.gradient_power == 0:
             return training
-        return training + self.gradients + self.path + (passes_of(READINGS) if self.choose else 0)
+        return training + self.gradients + self.path + (passes_of(self._readings) if self.choose else 0)
+
+    @property
+    def _readings(self) -> int:
+        """How many maps a pair chooses from: three blurs, and the first two readings where there are several."""
+        return 5 if self.path or self.gradients else 3
 
     def __call__(self, request: Request) -> Maps:
         """Maps [N, H, W] of the request's pairs: masks, or a ranking where evidence weighs them."""
@@ -252,18 +255,20 @@ class MDM(Learned):
         found = self._masks(request, self.scales, self.stack, self.together)
         if self.gradient_power == 0:
             return found.maps
-        masks = torch.where(found.closed[:, None, None], torch.ones_like(found.maps.maps), found.maps.maps)
         products = [found.slopes]
         products += [path_products(request, self.path)] if self.path else []
         products += [noisy_products(request, self.gradients)] if self.gradients else []
 
         def read(which: list[Tensor], blur: float = BLUR) -> Tensor:
             evidence = joined([evidence_of(request, one, blur) for one in which])
+            alone = (found.closed & (evidence.amax((1, 2)) > 0))[:, None, None]
+            masks = torch.where(alone, torch.ones_like(evidence), found.maps.maps)
             return weighed(masks, evidence, self.gradient_power, self.mask_power)
 
         maps = read(products)
         if self.choose:
-            others = [read(products, FINER), read(products, COARSER), *(read([one]) for one in products[:2])]
+            apart = [[one] for one in products[:2]] if len(products) > 1 else []
+            others = [read(products, FINER), read(products, COARSER), *(read(one) for one in apart)]
             maps = chosen(request, [maps, *others], found.fills, found.fill_rows)
         return replace(found.maps, maps=maps, masks=False)
 
