@@ -219,7 +219,7 @@ class WorkSet:
         with torch.enable_grad():
             grids = [block.grids(leaf) for block, leaf in zip(busy, leaves, strict=True)]
             masks = [self._mask(g) for g in grids]
-            relative, slopes = self._pass(torch.cat(masks).detach(), batch)
+            relative, slopes = self._pass(torch.cat(masks), batch)
             sides = relative.requires_grad_()
             without = sides[1] if len(sides) > 1 else torch.zeros_like(relative[0])
             each = zip(sides[0].split(sizes), without.split(sizes), masks, grids, strict=True)

@@ -29,6 +29,14 @@ from tests.toys import BlockModel, ConvModel, scenes
 PAIRS = [(0, 1), (1, 0), (0, 3), (2, 2)]
 
 
+class Flat(BlockModel):
+    """Its gradient is zero everywhere."""
+
+    def activations(self, images: torch.Tensor, prototypes: torch.Tensor | None = None) -> torch.Tensor:
+        seen = super().activations(images, prototypes)
+        return seen.detach() + 0 * images.sum() if seen.requires_grad else seen
+
+
 def asked(model: ConvModel, batch: int = 32, seed: int = 0) -> Request:
     known, images = contract(model), scenes(3).double()
     start = measure(known, images, PAIRS)
@@ -94,11 +102,6 @@ def test_the_evidence_ranks_what_the_mask_leaves_out_and_moves_nothing_else() ->
 
 def test_where_the_gradient_explains_nothing_the_mask_stands() -> None:
     """A pushed prototype is at distance zero on its own patch, and so is the gradient there."""
-
-    class Flat(BlockModel):
-        def activations(self, images: torch.Tensor, prototypes: torch.Tensor | None = None) -> torch.Tensor:
-            seen = super().activations(images, prototypes)
-            return seen.detach() + 0 * images.sum() if seen.requires_grad else seen
 
     model = Flat([(4, 4, 12, 12)])
     images = torch.full((1, 3, 32, 32), 0.8)
@@ -198,11 +201,6 @@ def test_bad_settings_are_refused() -> None:
 
 
 def test_a_closed_mask_without_evidence_is_an_empty_map() -> None:
-    class Flat(BlockModel):
-        def activations(self, images: torch.Tensor, prototypes: torch.Tensor | None = None) -> torch.Tensor:
-            seen = super().activations(images, prototypes)
-            return seen.detach() + 0 * images.sum() if seen.requires_grad else seen
-
     images = torch.full((1, 3, 32, 32), 0.8)
     found = protomask.locate(Flat([(4, 4, 12, 12)]), images, [(0, 0)], MDM(area_weight=1000.0, fill="black"))
     assert float(found.maps.abs().max()) == 0

@@ -42,7 +42,7 @@ class Gradients:
 
     def _maps(self, request: Request, values: Tensor, explained: Tensor, fill: str = "") -> Maps:
         """Values [N, H, W] >= 0, blurred and scaled to [0, 1]; empty where they explain [N] no more than rounding."""
-        return Maps(scaled(smoothed(without_rounding(request, values, explained), self.blur)), fill=fill)
+        return Maps(explained_maps(request, values, explained, self.blur), fill=fill)
 
 
 def ranges(images: Tensor) -> Tensor:
@@ -61,6 +61,12 @@ def without_rounding(request: Request, values: Tensor, explained: Tensor) -> Ten
     """
     enough = explained.abs() >= ROUNDING * (request.before - request.floors)
     return torch.where(enough.view(-1, *[1] * (values.dim() - 1)), values, torch.zeros_like(values))
+
+
+def explained_maps(request: Request, values: Tensor, explained: Tensor, blur: float) -> Tensor:
+    """Values [N, H, W] >= 0, blurred by ``blur`` of the shorter side and scaled to [0, 1]; empty where they explain [N]
+    no more than rounding does."""
+    return scaled(smoothed(without_rounding(request, values, explained), blur))
 
 
 def activation_of(model: Contract) -> Callable[[Tensor, Tensor], Tensor]:

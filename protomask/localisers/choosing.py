@@ -13,6 +13,7 @@ from torch import Tensor
 from protomask.activation import relative_activation
 from protomask.localisers.base import Request
 from protomask.localisers.perturbing import masked_activations
+from protomask.region import top_pixels
 
 SHARES = (0.025, 0.05, 0.1)
 """Of the image's pixels; where scores ask for a region of 5 %, and to either side."""
@@ -53,11 +54,12 @@ def chosen(request: Request, candidates: Sequence[Tensor], fills: Tensor, fill_r
 
 
 def _worth(request: Request, maps: Tensor, fills: Tensor, fill_rows: Tensor) -> Tensor:
+    # Not rank(): it blurs every map to break ties, of which a map weighed by evidence has none that matter here.
     order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
     total = torch.zeros_like(request.before)
     for share in SHARES:
         count = max(1, round(share * order.shape[1]))
-        top = torch.zeros_like(maps).flatten(1).scatter_(1, order[:, :count], 1).view_as(maps)
+        top = top_pixels(maps, count, order=order).to(maps)
         for mask, sign in ((top, 1), (1 - top, -1)):
             kept = masked_activations(request, mask, fills, fill_rows)
             total += sign * relative_activation(kept, request.before, request.floors) / len(SHARES)

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from protomask.engine import in_chunks
+from protomask.errors import InputError, expected
 from protomask.fills import fill_images
 from protomask.folding import quick
-from protomask.localisers.attribution import BLUR, ranges, without_rounding
-from protomask.localisers.base import Request, scaled, smoothed
+from protomask.localisers.attribution import BLUR, explained_maps, ranges
+from protomask.localisers.base import Request, scaled
 from protomask.model import Contract
 
 NOISE = 0.1
@@ -77,18 +78,18 @@ def evidence_of(request: Request, products: Tensor, blur: float = BLUR) -> Tenso
         [N, H, W]; zeros where they explain no more of the activation than rounding does.
     """
     sizes = products.abs()
-    return scaled(smoothed(without_rounding(request, sizes, sizes.sum((1, 2))), blur))
+    return explained_maps(request, sizes, sizes.sum((1, 2)), blur)
 
 
 def joined(readings: Sequence[Tensor]) -> Tensor:
     """The geometric mean of readings [N, H, W] in [0, 1], scaled to [0, 1]; who is silent on a pair has no say in it.
 
     Raises:
-        ValueError: there are none.
+        InputError: there are none.
     """
-    stacked = torch.stack(tuple(readings)) if readings else None
-    if stacked is None:
-        raise ValueError("readings: expected at least one, got none")
+    if not readings:
+        raise InputError(expected("readings", "at least one", "none"))
+    stacked = torch.stack(tuple(readings))
     known = stacked.amax((2, 3), keepdim=True) > 0
     count = known.sum(0)
     product = torch.where(known, stacked, torch.ones_like(stacked)).prod(0)

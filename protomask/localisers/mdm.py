@@ -28,7 +28,6 @@ from protomask.engine import Problems, Schedule, in_chunks, train_masks
 from protomask.errors import InputError, expected
 from protomask.fills import FILLS, fill_images
 from protomask.folding import quick
-from protomask.localisers.attribution import BLUR
 from protomask.localisers.base import Maps, Request, register
 from protomask.localisers.choosing import chosen, passes_of
 from protomask.localisers.evidence import evidence_of, joined, noisy_products, path_products, weighed
@@ -255,22 +254,28 @@ class MDM(Learned):
         found = self._masks(request, self.scales, self.stack, self.together)
         if self.gradient_power == 0:
             return found.maps
+        products = self._products(request, found)
+        apart = [evidence_of(request, one) for one in products]
+        maps = self._weighed(found, joined(apart))
+        if self.choose:
+            blurred = [joined([evidence_of(request, one, blur) for one in products]) for blur in (FINER, COARSER)]
+            alone = apart[:2] if len(apart) > 1 else []
+            others = [self._weighed(found, evidence) for evidence in (*blurred, *alone)]
+            maps = chosen(request, [maps, *others], found.fills, found.fill_rows)
+        return replace(found.maps, maps=maps, masks=False)
+
+    def _products(self, request: Request, found: Found) -> list[Tensor]:
+        """[N, H, W] each, what the readings say each pixel adds to the activation."""
         products = [found.slopes]
         products += [path_products(request, self.path)] if self.path else []
         products += [noisy_products(request, self.gradients)] if self.gradients else []
+        return products
 
-        def read(which: list[Tensor], blur: float = BLUR) -> Tensor:
-            evidence = joined([evidence_of(request, one, blur) for one in which])
-            alone = (found.closed & (evidence.amax((1, 2)) > 0))[:, None, None]
-            masks = torch.where(alone, torch.ones_like(evidence), found.maps.maps)
-            return weighed(masks, evidence, self.gradient_power, self.mask_power)
-
-        maps = read(products)
-        if self.choose:
-            apart = [[one] for one in products[:2]] if len(products) > 1 else []
-            others = [read(products, FINER), read(products, COARSER), *(read(one) for one in apart)]
-            maps = chosen(request, [maps, *others], found.fills, found.fill_rows)
-        return replace(found.maps, maps=maps, masks=False)
+    def _weighed(self, found: Found, evidence: Tensor) -> Tensor:
+        """The masks, weighed by evidence [N, H, W], and where they are closed the evidence, if there is any."""
+        alone = (found.closed & (evidence.amax((1, 2)) > 0))[:, None, None]
+        masks = torch.where(alone, torch.ones_like(evidence), found.maps.maps)
+        return weighed(masks, evidence, self.gradient_power, self.mask_power)
 
 
 @register("mdm-fast", "MDM in five larger steps and one gradient: the fewest passes, for many maps or a first look.")
