@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The sealed test of docs/search-protocol.md: sealed.sh CUB_ROOT INAT_WEIGHTS OUT [WORKERS]. To be run once.
 # Trains the networks that no development saw, locates and scores the test pairs, and makes the tables in OUT/results.
-# Given again after an interruption it goes on. Each evaluation is spread over WORKERS processes of one thread (default
-# 1); all in all some five core-hours, of which the birds are three.
+# Given again after an interruption it goes on. Trainings and each evaluation are spread over WORKERS processes of one
+# thread (default 1); all in all some five core-hours, of which the birds are three.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$1" && pwd) weights=$(realpath "$2") workers=${4:-1}
@@ -28,13 +28,17 @@ score() { # NAME OPTION...
   protomask "$@" --assemble
 }
 
+train() { # FAMILY SEED PREFIX
+  bash "$here/train_$1.sh" "$2" "$3-$2"
+}
+export -f train
+export here
 bash "$here/train_cub.sh" "$root" "$weights" inat --seed 0
+printf '%s\n' "planted 10 planted" "planted_xprotonet 10 xplanted" "planted 11 planted" "planted_xprotonet 11 xplanted" |
+  xargs -P "$workers" -L 1 bash -c 'set -e; train "$@"' train
+
 score inat --data cub --root "$root" --species "$SPECIES" --pairs 297 --methods "$ON_BIRDS" \
   --metrics "pointing-game,energy,energy-floor,top5-in-box,part-hit,part-hit-2r,$CAUSAL"
-for seed in 10 11; do
-  bash "$here/train_planted.sh" "$seed" "planted-$seed"
-  bash "$here/train_planted_xprotonet.sh" "$seed" "xplanted-$seed"
-done
 for family in planted:101 xplanted:102; do
   for seed in 10 11; do
     score "${family%:*}-$seed" --data planted --scenes 600 --data-seed "${family#*:}" --pairs 120 --methods "$ON_PLANTED" \
