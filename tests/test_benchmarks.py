@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import protomask
 from protomask.data import Planted
@@ -27,6 +28,8 @@ from protomask.reporting.tidy import Scored, read_csv, write_csv
 from protomask.sanity import randomised
 from protomask.store import read_scores
 from protomask.store._json import write_json
+
+from .results_tools import make_results
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -456,3 +459,22 @@ def test_the_search_scores_variants_on_the_same_pairs_and_logs_them(
     assert all(0.5 < float(row[name]) <= 1 for row in rows[1:] for name in ("pearson-noise", "pearson-seed"))
     assert all(row["insertion-30@blur"] and row["passes"] for row in rows[1:])
     assert f"energy {rows[3]['energy']}" in saliency
+
+
+def test_small_multiples_show_the_first_pairs_under_every_method(benchmark: Any, tmp_path: Path) -> None:
+    scores = make_results(tmp_path / "scores", 3)
+    script = benchmark("small_multiples")
+    results = read_results(scores)
+    columns = script.columns_of(results, 2, results.metrics[0], ["annotation"])
+    assert [name for name, _ in columns] == ["image", *(m for m in results.methods if m != "annotation")]
+    assert all(len(tiles) == 2 for _, tiles in columns)
+    for name, tiles in columns[1:]:
+        value = results.values[name][results.metrics[0]][0]
+        assert tiles[0].caption in (f"{value:.2f}", "nothing", "-")
+        assert tiles[0].picture.shape == columns[0][1][0].picture.shape
+    out = tmp_path / "deep" / "picture.png"
+    script.main([str(scores), "--metric", results.metrics[0], "--images", "2", "--across", "3", "--out", str(out)])
+    with Image.open(out) as picture:
+        assert picture.width == 11 * 160
+    with pytest.raises(InputError, match="--metric"):
+        script.main([str(scores), "--metric", "beauty", "--out", str(out)])
