@@ -1,7 +1,7 @@
 """``mdm-paper-short``, to stand in tables where the authors' procedure at 48,024 passes a pair cannot: a plugin.
 
-A tenth of the steps at ten times the rate, 4,824 passes. What it has in common with the full procedure is measured where
-both were run (``docs/search-protocol.md``). ::
+A tenth of the steps at ten times the rate, 4,824 passes. How far it agrees with the full procedure is to be measured
+wherever it stands in for it (``docs/search-protocol.md``). ::
 
     protomask evaluate demo:protopnet --data planted --plugin benchmarks/paper_short.py \\
         --methods mdm-paper-short,mdm --pairs 20 --out scores

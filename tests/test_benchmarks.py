@@ -18,11 +18,14 @@ from PIL import Image
 
 import protomask
 from protomask.data import Planted
-from protomask.errors import InputError
+from protomask.data.inpaint import disc
+from protomask.data.sample import Geometry, Sample
+from protomask.errors import DataError, InputError
 from protomask.loading import load_model
 from protomask.localisers import LOCALISERS, image_passes_of, make_localiser
 from protomask.metrics import METRICS
-from protomask.pairs import draw_pairs
+from protomask.model import contract
+from protomask.pairs import Pair, draw_pairs
 from protomask.reporting.results import read_results
 from protomask.reporting.tidy import Scored, read_csv, write_csv
 from protomask.sanity import randomised
@@ -30,6 +33,7 @@ from protomask.store import read_scores
 from protomask.store._json import write_json
 
 from .results_tools import make_results
+from .toys import BLOCKS, BlockScenes, block_model
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -478,3 +482,61 @@ def test_small_multiples_show_the_first_pairs_under_every_method(benchmark: Any,
         assert picture.width == 11 * 160
     with pytest.raises(InputError, match="--metric"):
         script.main([str(scores), "--metric", "beauty", "--out", str(out)])
+
+
+class Pointed:
+    """Five images with two points each, 10 px apart; the box's diagonal is 100 px, so that a radius is 5 px."""
+
+    part_names = ("crown", "tail")
+
+    def __getitem__(self, index: int) -> Any:
+        points = np.array([[20.0, 20.0], [30.0, 20.0]])
+        image = np.full((80, 80, 3), 50 * index, np.uint8)
+        geometry = Geometry((80, 80), (0, 0, 80, 80), (80, 80))
+        return Sample(f"{index}.png", image, 0, geometry, np.array([0.0, 0.0, 60.0, 80.0]), points)
+
+
+def test_a_part_found_again_is_scored_as_a_peak_would_be(benchmark: Any) -> None:
+    script = benchmark("retest")
+    pairs = [Pair(k, 0, f"{k}.png", f"{k}.png", 0, 1.0, 0.0) for k in range(5)]
+    truth = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.5, 0.4]])  # the last one is not clear
+    again = torch.tensor([[0.9, 0.1], [0.9, 0.8], [0.1, 0.9], [0.1, 0.9], [0.9, 0.1]])
+    told, counts = script.agreement(Pointed(), pairs, {script.TRUTH: truth, "again": again})
+    assert counts == {script.TRUTH: 4, "again": 4}
+    assert [told[script.TRUTH][c].mean for c in script.COLUMNS] == [1, 1, 1, 1]
+    # Three of four the same; one of these no longer clear; the other part is two radii away.
+    assert [told["again"][c].mean for c in script.COLUMNS] == [0.75, 0.5, 0.75, 1]
+    assert told["again"]["same part"].n == 4
+
+
+@pytest.mark.parametrize("name", ["in-painted, .04", "mean colour, .05", "blurred, .05"])
+def test_a_removal_changes_its_disc_alone(benchmark: Any, name: str) -> None:
+    removal = benchmark("retest").REMOVALS[name]
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    mean = np.array([10, 20, 30])
+    without = removal(image, 30.0, 20.0, 6.0, mean)
+    inside = disc((64, 64), 30, 20, 6)
+    assert (without[~inside] == image[~inside]).all()
+    assert (without[inside] != image[inside]).mean() > 0.9
+    if name.startswith("mean"):
+        assert (without[inside] == mean).all()
+
+
+def test_drops_are_of_each_pairs_own_prototype_and_part(benchmark: Any) -> None:
+    """Blocks of one colour on black: what a black disc takes from its own block is its share of the block's pixels."""
+    script, scenes = benchmark("retest"), BlockScenes(6, masks=False)
+    model = contract(block_model())
+    pairs = draw_pairs(model, scenes, 6).pairs
+    found = script.drops(model, scenes, pairs, script.REMOVALS["mean colour, .05"], batch=2)
+    for row, pair in enumerate(pairs):
+        sample = scenes[pair.index]
+        points, diagonal = script.geometry(sample)
+        x0, y0, x1, y1 = BLOCKS[pair.prototype]
+        hidden = disc((32, 32), *points[pair.prototype], 0.05 * diagonal)[y0:y1, x0:x1].mean()
+        wanted = np.where(np.arange(3) == pair.prototype, hidden, 0)
+        assert np.allclose(found[row], wanted, atol=1e-5)
+
+
+def test_a_data_set_without_points_has_no_retest(benchmark: Any) -> None:
+    with pytest.raises(DataError, match="annotated points"):
+        benchmark("retest").geometry(replace(BlockScenes(1)[0], points=None))
