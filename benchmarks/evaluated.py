@@ -105,6 +105,12 @@ class Evaluated:
         means = {m: mean for m, mean in means.items() if np.isfinite(mean)}
         return tuple(m for m, mean in means.items() if mean >= max(means.values()) - ROUNDING)
 
+    def oracle(self, metric: str) -> np.ndarray:
+        """[N] the best value that any competitor has on each pair; NaN where none has one."""
+        values = np.stack([DIRECTIONS[metric] * self.pool.values[m][metric] for m in self.competitors])
+        lowest = np.where(np.isnan(values), -np.inf, values).max(0)
+        return np.where(np.isneginf(lowest), np.nan, DIRECTIONS[metric] * lowest)
+
     def cost(self, method: str) -> Cost | None:
         """As the runs recorded it; None where maps came from elsewhere."""
         about = self.runs[0].about["methods"][method]

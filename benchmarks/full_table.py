@@ -40,7 +40,7 @@ from localisation import provenance, shortened
 from protomask.checks import check_choice
 from protomask.commands.common import DIRECTIONS
 from protomask.files import write_text
-from protomask.metrics import METRICS, Summary
+from protomask.metrics import METRICS, Summary, summarise
 from protomask.store import prepare_output, write_scores
 from protomask.store._json import finite
 
@@ -211,6 +211,24 @@ def _controls_ahead(data: Evaluated, reference: str) -> list[str]:
     return [f"Controls, which are no rivals, ahead of {reference}: {'; '.join(said)}."] if said else []
 
 
+def choosing(data: Evaluated, reference: str) -> list[str]:
+    """What an oracle would reach that takes the best method of every pair: how far choosing among these can lead."""
+    rows = []
+    for metric in data.metrics:
+        best, mine = data.oracle(metric), data.pool.values[reference][metric]
+        both = np.isfinite(best) & np.isfinite(mine)
+        if both.any():
+            groups = tuple(group for group, counted in zip(data.pool.groups, both, strict=True) if counted)
+            found = summarise(best[both], groups)
+            rows.append([metric, f"{mine[both].mean():.3f}", spelt(found), f"{(best[both] == mine[both]).mean():.2f}"])
+    said = (
+        f"The mean of each pair's best value under any of the {len(data.competitors)} methods: no choice among these "
+        f"maps can score more. In the last column the share of the pairs on which {reference} has that value."
+    )
+    heads = ["metric", reference, "best of each pair", f"{reference} is the best or level"]
+    return ["## An oracle's choice", said, markdown(heads, rows)]
+
+
 def counts(data: Evaluated) -> list[str]:
     pairs, clusters = len(data.pool.groups), len(set(data.pool.groups))
     models = len(data.runs)
@@ -242,6 +260,7 @@ def text(data: Evaluated, reference: str, commands: Sequence[str]) -> tuple[str,
         *counts(data), *(said for name, run in zip(names(data), data.runs, strict=True) for said in origins(name, run)),
         *unlocated(data), *cost(data), *means(data),
         *differences(data, reference, gaps, p_values), *fills(data, reference), *not_best(data, reference, p_values),
+        *choosing(data, reference),
     ]  # fmt: skip
     record = {
         method: {

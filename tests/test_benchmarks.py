@@ -123,6 +123,22 @@ def test_pooled_means_count_every_pair_once(benchmark: Any, two: list[Path]) -> 
     assert data.controls == ("random", "annotation")
 
 
+def test_an_oracle_takes_the_best_method_of_each_pair(benchmark: Any, tmp_path: Path) -> None:
+    nan = float("nan")
+    mdm = {"energy": [0.9, 0.2, nan, nan], "deletion-30": [0.1, 0.2, 0.3, 0.4]}
+    rise = {"energy": [0.5, 0.6, 0.3, nan], "deletion-30": [0.3, 0.1, 0.3, 0.5]}
+    annotation = {"energy": [1.0, 1.0, 1.0, 1.0], "deletion-30": [0.0, 0.0, 0.0, 0.0]}  # a control: no choice
+    data = benchmark("evaluated").read([run(tmp_path / "one", {"mdm": mdm, "rise": rise, "annotation": annotation})])
+    assert np.array_equal(data.oracle("energy"), [0.9, 0.6, 0.3, nan], equal_nan=True)
+    assert np.array_equal(data.oracle("deletion-30"), [0.1, 0.1, 0.3, 0.4])
+    *_, table = benchmark("full_table").choosing(data, "mdm")
+    energy, deletion = table.splitlines()[2:]
+    assert energy.startswith("| energy | 0.550 | 0.750 ")  # over the two pairs on which mdm is defined
+    assert energy.endswith("| 0.50 |")
+    assert deletion.startswith("| deletion-30 | 0.250 | 0.225 [")
+    assert deletion.endswith("| 0.75 |")
+
+
 def test_a_cell_that_another_method_wins_is_listed(benchmark: Any, two: list[Path]) -> None:
     data = benchmark("evaluated").read(two)
     ((metric, own, other),) = data.leads("mdm")  # energy is mdm's, and a control is nobody's rival
