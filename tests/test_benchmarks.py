@@ -556,3 +556,13 @@ def test_drops_are_of_each_pairs_own_prototype_and_part(benchmark: Any) -> None:
 def test_a_data_set_without_points_has_no_retest(benchmark: Any) -> None:
     with pytest.raises(DataError, match="annotated points"):
         benchmark("retest").geometry(replace(BlockScenes(1)[0], points=None))
+
+
+def test_the_shortened_procedure_is_the_authors_with_fewer_steps(benchmark: Any) -> None:
+    try:
+        benchmark("paper_short")
+        short, full = make_localiser("mdm-paper-short", {}), make_localiser("mdm-paper", {})
+    finally:
+        LOCALISERS.pop("mdm-paper-short", None)
+    assert replace(full, steps=201, learning_rate=0.03).passes == short.passes == full.passes * 201 / 2001
+    assert {k: v for k, v in vars(short).items() if v != getattr(full, k)} == {"steps": 201, "learning_rate": 0.03}
