@@ -111,6 +111,14 @@ class Evaluated:
         lowest = np.where(np.isnan(values), -np.inf, values).max(0)
         return np.where(np.isneginf(lowest), np.nan, DIRECTIONS[metric] * lowest)
 
+    def elsewhere(self, chooser: str, metric: str) -> np.ndarray:
+        """[N] ``metric`` of the competitor that is best by ``chooser`` on each pair; NaN where no method has one."""
+        ranked = np.stack([DIRECTIONS[chooser] * self.pool.values[m][chooser] for m in self.competitors])
+        values = np.stack([self.pool.values[m][metric] for m in self.competitors])
+        known = np.isfinite(ranked)
+        best = np.where(known, ranked, -np.inf).argmax(0)
+        return np.where(known.any(0), values[best, np.arange(values.shape[1])], np.nan)
+
     def cost(self, method: str) -> Cost | None:
         """As the runs recorded it; None where maps came from elsewhere."""
         about = self.runs[0].about["methods"][method]

@@ -226,7 +226,24 @@ def choosing(data: Evaluated, reference: str) -> list[str]:
         f"maps can score more. In the last column the share of the pairs on which {reference} has that value."
     )
     heads = ["metric", reference, "best of each pair", f"{reference} is the best or level"]
-    return ["## An oracle's choice", said, markdown(heads, rows)]
+    return ["## An oracle's choice", said, markdown(heads, rows), *_choosing_elsewhere(data, reference)]
+
+
+def _choosing_elsewhere(data: Evaluated, reference: str) -> list[str]:
+    """The same oracle, but it knows the score under one fill and is judged under another."""
+    rows, plain = [], data.runs[0].about["scoring_fill"]
+    for base in (k for k in data.metrics if "@" not in k):
+        fills = [k for k in data.metrics if k.partition("@")[0] == base]
+        for judge in fills if len(fills) > 1 else ():
+            chosen = [f"{k.partition('@')[2] or plain} {np.nanmean(data.elsewhere(k, judge)):.3f}" for k in fills]
+            rows.append([judge, f"{data.summaries[reference][judge].mean:.3f}", ", ".join(chosen)])
+    if not rows:
+        return []
+    said = (
+        "And where the best method of a pair is chosen by the same score under another fill (after its name the mean "
+        "under the fill of the row): what a choice that is right under one fill is worth under another."
+    )
+    return [said, markdown(["metric", reference, "chosen under"], rows)]
 
 
 def counts(data: Evaluated) -> list[str]:

@@ -139,6 +139,18 @@ def test_an_oracle_takes_the_best_method_of_each_pair(benchmark: Any, tmp_path: 
     assert deletion.endswith("| 0.75 |")
 
 
+def test_an_oracle_that_knows_another_fill_takes_what_is_best_there(benchmark: Any, tmp_path: Path) -> None:
+    nan = float("nan")
+    mdm = {"deletion-30": [0.1, 0.2, 0.3, nan], "deletion-30@road": [0.9, 0.1, nan, nan]}
+    rise = {"deletion-30": [0.3, 0.1, 0.4, 0.5], "deletion-30@road": [0.2, 0.4, 0.6, nan]}
+    data = benchmark("evaluated").read([run(tmp_path / "one", {"mdm": mdm, "rise": rise})])
+    assert np.array_equal(data.elsewhere("deletion-30@road", "deletion-30"), [0.3, 0.2, 0.4, nan], equal_nan=True)
+    assert np.array_equal(data.elsewhere("deletion-30", "deletion-30@road"), [0.9, 0.4, nan, nan], equal_nan=True)
+    assert np.array_equal(data.elsewhere("deletion-30", "deletion-30"), [0.1, 0.1, 0.3, 0.5])
+    table = benchmark("full_table").choosing(data, "mdm")[-1]
+    assert table.splitlines()[2] == "| deletion-30 | 0.200 | mean 0.250, road 0.300 |"
+
+
 def test_a_cell_that_another_method_wins_is_listed(benchmark: Any, two: list[Path]) -> None:
     data = benchmark("evaluated").read(two)
     ((metric, own, other),) = data.leads("mdm")  # energy is mdm's, and a control is nobody's rival
