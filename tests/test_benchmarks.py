@@ -508,6 +508,9 @@ def test_small_multiples_show_the_first_pairs_under_every_method(benchmark: Any,
     script.main([str(scores), "--metric", results.metrics[0], "--images", "2", "--across", "3", "--out", str(out)])
     with Image.open(out) as picture:
         assert picture.width == 11 * 160
+    script.main([str(scores), "--metric", results.metrics[0], "--images", "2", "--out", str(out.with_suffix(".webp"))])
+    with Image.open(out.with_suffix(".webp")) as picture:
+        assert (picture.format, picture.width) == ("WEBP", 11 * 160)
     with pytest.raises(InputError, match="--metric"):
         script.main([str(scores), "--metric", "beauty", "--out", str(out)])
 
