@@ -8,12 +8,13 @@ Reads a folder that ``protomask evaluate`` wrote, and locates nothing anew. ::
 from __future__ import annotations
 
 import argparse
+import io
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from protomask.checks import check_choice
 from protomask.commands.common import positive
@@ -109,7 +110,7 @@ def encoded(figure: Figure, path: str) -> bytes:
     data = png_bytes(figure)
     if not path.endswith(".webp"):
         return data
-    return webp(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1], quality=88)
+    return webp(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), quality=88)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
