@@ -146,6 +146,9 @@ def main() -> None:
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--pairs", type=positive, default=200, help="default: %(default)s")
     parser.add_argument("--out", required=True)
+    parser.add_argument(
+        "--clear-parts", action="store_true", help="only pairs with a clear causal part (less to score)"
+    )
     add_evaluation_data_options(parser)
     add_run_options(parser)
     args = parser.parse_args()
@@ -155,7 +158,9 @@ def main() -> None:
     loaded = load_model(args.model, choose_device(args.device))
     settle_batch(args, loaded)
     dataset = dataset_for(args, loaded)
-    pairs = draw_pairs(loaded.model, dataset, args.pairs, seed=args.seed, batch=args.batch).pairs
+    pairs = draw_pairs(
+        loaded.model, dataset, args.pairs, seed=args.seed, batch=args.batch, clear=args.clear_parts
+    ).pairs
     with untouched(loaded.model.module), torch.no_grad():
         found = {name: drops(loaded.model, dataset, pairs, how, args.batch) for name, how in REMOVALS.items()}
     told, counts = agreement(dataset, pairs, found)
