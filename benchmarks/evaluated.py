@@ -107,9 +107,7 @@ class Evaluated:
 
     def oracle(self, metric: str) -> np.ndarray:
         """[N] the best value that any competitor has on each pair; NaN where none has one."""
-        values = np.stack([DIRECTIONS[metric] * self.pool.values[m][metric] for m in self.competitors])
-        lowest = np.where(np.isnan(values), -np.inf, values).max(0)
-        return np.where(np.isneginf(lowest), np.nan, DIRECTIONS[metric] * lowest)
+        return self.elsewhere(metric, metric)
 
     def elsewhere(self, chooser: str, metric: str) -> np.ndarray:
         """[N] ``metric`` of the competitor that is best by ``chooser`` on each pair; NaN where no method has one."""

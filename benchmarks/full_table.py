@@ -218,8 +218,7 @@ def choosing(data: Evaluated, reference: str) -> list[str]:
         best, mine = data.oracle(metric), data.pool.values[reference][metric]
         both = np.isfinite(best) & np.isfinite(mine)
         if both.any():
-            groups = tuple(group for group, counted in zip(data.pool.groups, both, strict=True) if counted)
-            found = summarise(best[both], groups)
+            found = summarise(np.where(both, best, np.nan), data.pool.groups)
             rows.append([metric, f"{mine[both].mean():.3f}", spelt(found), f"{(best[both] == mine[both]).mean():.2f}"])
     said = (
         f"The mean of each pair's best value under any of the {len(data.competitors)} methods: no choice among these "

@@ -32,14 +32,13 @@ from protomask.commands.common import (
 )
 from protomask.data import Dataset
 from protomask.data.inpaint import PART_RADIUS, disc, inpaint_disc
-from protomask.data.sample import Sample, to_tensor
-from protomask.engine import in_chunks
+from protomask.data.sample import Sample
 from protomask.errors import DataError, expected
 from protomask.files import write_text
 from protomask.loading import load_model
-from protomask.metrics import Summary, causal_parts, part_drops, summarise
+from protomask.metrics import Summary, causal_parts, summarise
 from protomask.model import Contract, device_of, untouched
-from protomask.pairs import Pair, draw_pairs
+from protomask.pairs import Pair, draw_pairs, drops_without
 from protomask.store import prepare_output, write_scores
 
 TRUTH = "in-painted, .05"
@@ -85,22 +84,17 @@ def geometry(sample: Sample) -> tuple[np.ndarray, float]:
 
 def drops(model: Contract, dataset: Dataset, pairs: Sequence[Pair], removal: Removal, batch: int) -> torch.Tensor:
     """[N, K] relative drops of every part of every pair; NaN where it is not visible."""
-    mean = np.rint(np.array(model.mean) * 255)
-    without = torch.full((len(pairs), len(dataset.part_names)), torch.nan, dtype=torch.float64)
-    for row, pair in enumerate(tqdm(pairs, desc=f"{removal.fill} {removal.radius:.4g}", unit="pair", leave=False)):
+    mean, found = np.rint(np.array(model.mean) * 255), []
+    for pair in tqdm(pairs, desc=f"{removal.fill} {removal.radius:.4g}", unit="pair", leave=False):
         sample = dataset[pair.index]
         points, diagonal = geometry(sample)
-        visible = np.flatnonzero(~np.isnan(points).any(1))
-        images = [removal(sample.image, *points[k], removal.radius * diagonal, mean) for k in visible]
-
-        def work(part: slice, images: list[np.ndarray] = images, pair: Pair = pair) -> torch.Tensor:
-            tensor = to_tensor(images[part], model.mean, model.std).to(device_of(model))
-            prototypes = torch.full((len(tensor),), pair.prototype, device=tensor.device)
-            return model.activations(tensor, prototypes).cpu().double()
-
-        without[row, torch.from_numpy(visible)] = torch.cat(list(in_chunks(len(images), batch, work)))
-    before = torch.tensor([pair.activation for pair in pairs], dtype=torch.float64)
-    return part_drops(before, without, torch.tensor([pair.floor for pair in pairs], dtype=torch.float64))
+        radius = removal.radius * diagonal
+        removed = [
+            None if np.isnan((x, y)).any() else removal(sample.image, x, y, radius, mean) for x, y in points.tolist()
+        ]
+        before, floor = torch.tensor([[pair.activation], [pair.floor]], device=device_of(model))
+        found.append(drops_without(model, [removed], [pair.prototype], before, floor, batch))
+    return torch.cat(found).cpu()
 
 
 def agreement(
@@ -108,14 +102,14 @@ def agreement(
 ) -> tuple[dict[str, dict[str, Summary]], dict[str, int]]:
     """Per removal: :data:`COLUMNS` over the pairs that are clear under the truth; and how many are clear under each."""
     clear = {name: causal_parts(values).part.numpy() for name, values in found.items()}
-    rows = np.flatnonzero(clear[TRUTH] >= 0)
+    rows = np.flatnonzero(clear[TRUTH] >= 0).tolist()
     groups = tuple(pairs[row].group for row in rows)
+    places = [geometry(dataset[pairs[row].index]) for row in rows]
     told = {}
     for name, values in found.items():
         strongest = values.nan_to_num(nan=-torch.inf).argmax(1).numpy()
         columns = np.full((len(COLUMNS), len(rows)), np.nan)
-        for n, row in enumerate(rows):
-            points, diagonal = geometry(dataset[pairs[row].index])
+        for n, (row, (points, diagonal)) in enumerate(zip(rows, places, strict=True)):
             part = clear[TRUTH][row]
             far = float(np.hypot(*(points[strongest[row]] - points[part]))) / (PART_RADIUS * diagonal)
             columns[:, n] = strongest[row] == part, clear[name][row] == part, far <= 1, far <= 2

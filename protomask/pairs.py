@@ -9,7 +9,7 @@ most is the pair's part, if it is a clear winner (:func:`protomask.metrics.causa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -206,25 +206,45 @@ def _parts(
     names = len(dataset.part_names)
     if names == 0 or not group:
         return [-1] * len(group)
-    where, removed = [], []
-    for row, (index, _) in enumerate(group):
-        for part in range(names):
-            image = dataset.without_part(index, part)
-            if image is not None:
-                where.append((row, part))
-                removed.append(image)
-    activations = torch.full((len(group), names), torch.nan, dtype=before.dtype, device=before.device)
-    prototypes = torch.tensor([group[row][1] for row, _ in where], device=before.device)
+    removed = [[dataset.without_part(index, part) for part in range(names)] for index, _ in group]
+    drops = drops_without(model, removed, [prototype for _, prototype in group], before, floors, batch)
+    return [int(p) for p in causal_parts(drops).part]
+
+
+def drops_without(
+    model: Contract,
+    removed: Sequence[Sequence[np.ndarray | None]],
+    prototypes: Sequence[int],
+    before: Tensor,
+    floors: Tensor,
+    batch: int,
+) -> Tensor:
+    """What each of K parts adds to the activation of N pairs, as relative drops where it is removed.
+
+    Args:
+        model: frozen, in evaluation mode.
+        removed: N rows of K images [H, W, 3] uint8, each without one part; None where that part is not visible.
+        prototypes: N indices.
+        before: [N] activations on the whole images.
+        floors: [N], of the activations.
+        batch: images in one network pass.
+
+    Returns:
+        [N, K] float64, as from :func:`protomask.metrics.part_drops`; NaN where a part is not visible.
+    """
+    where = [(row, part) for row, own in enumerate(removed) for part, image in enumerate(own) if image is not None]
+    images = [image for own in removed for image in own if image is not None]
+    activations = torch.full((len(removed), len(removed[0])), torch.nan, dtype=before.dtype, device=before.device)
+    wanted = torch.tensor([prototypes[row] for row, _ in where], device=before.device)
 
     def work(part: slice) -> Tensor:
-        images = to_tensor(removed[part], model.mean, model.std).to(before.device)
-        return model.activations(images, prototypes[part])
+        return model.activations(to_tensor(images[part], model.mean, model.std).to(before.device), wanted[part])
 
-    if removed:
-        values = torch.cat(list(in_chunks(len(removed), batch, work)))
+    if images:
+        values = torch.cat(list(in_chunks(len(images), batch, work)))
         rows, columns = torch.tensor(where, device=before.device).unbind(1)
         activations[rows, columns] = values
-    return [int(p) for p in causal_parts(part_drops(before, activations, floors)).part]
+    return part_drops(before, activations, floors)
 
 
 def tensors(model: Contract, samples: list[Sample]) -> Tensor:
