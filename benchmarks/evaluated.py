@@ -15,7 +15,7 @@ from protomask.commands.common import DIRECTIONS
 from protomask.errors import InputError, expected
 from protomask.metrics import METRICS, Summary, holm, paired_difference, sign_flip_p, summarise, verdicts
 from protomask.metrics.summary import PERMUTATIONS
-from protomask.reporting.results import Results, read_results
+from protomask.reporting.results import SANITY, Results, read_results
 
 PRESETS = ("mdm-fast", "mdm", "mdm-best")
 FORWARD = 1 / 3  # of a forward + input-gradient pass
@@ -82,7 +82,16 @@ class Evaluated:
 
     @cached_property
     def metrics(self) -> tuple[str, ...]:
-        """Those that some method defines on some pair, in the catalogue's order."""
+        """Those that some method defines on some pair, in the catalogue's order, without :attr:`sanity`."""
+        return tuple(k for k in self._defined if METRICS[k].family != SANITY)
+
+    @cached_property
+    def sanity(self) -> tuple[str, ...]:
+        """Likewise those that say whether a method can be trusted, and rank nobody."""
+        return tuple(k for k in self._defined if METRICS[k].family == SANITY)
+
+    @cached_property
+    def _defined(self) -> tuple[str, ...]:
         values = self.pool.values.values()
         return tuple(k for k in METRICS if any(k in v and np.isfinite(v[k]).any() for v in values))
 

@@ -9,9 +9,10 @@ differences.json and about.json. ::
     python benchmarks/full_table.py scores/planted-0 scores/planted-1 --out benchmarks/results/planted-full
 
 Folders of the same model, data, seed and scoring fill are one run: their methods are joined, and their pairs have to be
-the same. A method that several of them have is taken from the last, and the table says so. The values of every pair are
-kept in runs/MODEL/ under --out (run.json, pairs.parquet), which is such a folder, too. So one method's rows are
-replaced, or a method is added, without running the others again::
+the same. A method that several of them score by the same metric is taken from the last, and the table says so; one that
+scores it by other metrics adds these. The values of every pair are kept in runs/MODEL/ under --out (run.json,
+pairs.parquet, and what was scored beside the pairs), which is such a folder, too. So one method's rows are replaced, or
+a method is added, without running the others again::
 
     protomask evaluate runs/planted-0 --data planted --scenes 600 --methods mdm --out scores/mdm-0
     protomask evaluate runs/planted-1 --data planted --scenes 600 --methods mdm --out scores/mdm-1
@@ -32,10 +33,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from beside_pairs import agreement_of, over_prototypes, prototypes_of, sanity
 from evaluated import FORWARD, LEVEL, PRESETS, Evaluated, Lead, flips, left_out, metrics_left_out, read
 from joined import commands as recorded
 from joined import commits, dated, folder_names, keep, origins
 from localisation import provenance, shortened
+from writing import markdown, spelt, spelt_p
 
 from protomask.checks import check_choice
 from protomask.commands.common import DIRECTIONS
@@ -72,25 +75,6 @@ def blocks(metrics: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
         tables = -(-len(own) // WIDEST)
         for part in np.array_split(np.array(own, dtype=object), tables) if tables else ():
             yield heading, [str(m) for m in part]
-
-
-def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def spelt(summary: Summary) -> str:
-    if summary.n == 0:
-        return "-"
-    if not np.isfinite(summary.low):
-        return f"{summary.mean:.3f}"
-    return f"{summary.mean:.3f} [{summary.low:.3f}, {summary.high:.3f}]"
-
-
-def spelt_p(p: float) -> str:
-    if not np.isfinite(p):
-        return ""
-    return "p < .001" if p < 0.001 else f"p {p:.3f}".replace("0.", ".")
 
 
 def block_tables(metrics: Sequence[str], methods: Sequence[str], cell: Row) -> list[str]:
@@ -276,7 +260,7 @@ def text(data: Evaluated, reference: str, commands: Sequence[str]) -> tuple[str,
         *counts(data), *(said for name, run in zip(names(data), data.runs, strict=True) for said in origins(name, run)),
         *unlocated(data), *cost(data), *means(data),
         *differences(data, reference, gaps, p_values), *fills(data, reference), *not_best(data, reference, p_values),
-        *choosing(data, reference),
+        *choosing(data, reference), *over_prototypes(data, reference), *sanity(data),
     ]  # fmt: skip
     record = {
         method: {
@@ -315,7 +299,9 @@ def write(data: Evaluated, out: Path, reference: str, commands: Collection[str],
     }  # fmt: skip
     write_text(out / "table.md", said)
     each = {name: run.summaries for name, run in zip(names(data), data.runs, strict=True)}
-    write_scores(out / "scores.json", {"pooled": data.summaries, **(each if len(each) > 1 else {})})
+    studies = {"prototypes": prototypes_of(data), "agreement": agreement_of(data)}
+    beside = {name: study.summaries() for name, study in studies.items() if study is not None}
+    write_scores(out / "scores.json", {"pooled": data.summaries, **(each if len(each) > 1 else {}), **beside})
     write_text(out / "differences.json", json.dumps(record, indent=1) + "\n")
     write_text(out / "about.json", json.dumps(about, indent=2) + "\n")
     for folder, run in zip(folder_names(each), data.runs, strict=True):

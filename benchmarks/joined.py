@@ -1,9 +1,10 @@
 """Evaluations of one model on the same pairs, made in several runs and even at different commits, joined to one.
 
-A method that several runs have is taken from the last of them, whole: its values, and what run.json says of it. Where
-values came from stands in ``about["sources"]``, one record per evaluation that still gives some: ``run`` (its folder's
-name), ``command``, ``commit`` (or None), ``device``, ``versions``, ``methods``, and ``instead``, those of the methods
-that an earlier folder had, too.
+A method that several runs score by the same metric is taken from the last of them, whole: its values, and what run.json
+says of it. A run that scores it by other metrics alone adds these. Where values came from stands in
+``about["sources"]``, one record per evaluation that still gives some: ``run`` (its folder's name), ``command``,
+``commit`` (or None), ``device``, ``versions``, ``methods``, ``instead``, those of the methods that an earlier folder
+had, too, and, where it added some, ``metrics``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Any
 from localisation import shortened
 
 from protomask.errors import InputError, expected
+from protomask.metrics import METRICS
+from protomask.reporting.beside import Beside, write_beside
 from protomask.reporting.results import Results
 from protomask.reporting.tidy import Scored, write_parquet
 from protomask.store._json import write_json
@@ -28,11 +31,11 @@ ABSOLUTE = re.compile(r"(?<![\w.~)\]}/-])/(?!/)(?:[^/\s,;:'\"]+/)*(?=[^/\s]|$)")
 def join(runs: Sequence[Results]) -> tuple[Results, ...]:
     """The runs in the order given, those of one model on the same data with the same seed and fill made one.
 
-    Methods keep their place when their values are replaced. Metrics are those that each method has in its own run.
-    Tables of prototypes and of agreement belong to no method alone, and a joined run has none.
+    Methods keep their place when their values are replaced. Metrics are those that each method has in its own runs. In
+    tables of prototypes and of agreement the last run that has a method's metric counts.
 
     Raises:
-        InputError: runs that should be one have different pairs.
+        InputError: runs that should be one have different pairs, prototypes, or images that models are compared on.
     """
     groups: list[list[Results]] = []
     for run in runs:
@@ -76,28 +79,64 @@ def _differences(first: Sequence[Scored], other: Sequence[Scored]) -> Iterator[s
 
 
 def _joined(runs: Sequence[Results]) -> Results:
-    holder = {method: run for run in runs for method in run.values}  # the last that has it
+    holders = _holders(runs)
     about = {
         **runs[-1].about,
         "model": {key: value for run in runs for key, value in run.about["model"].items()},
         "metrics": {name: metric for run in runs for name, metric in run.about["metrics"].items()},
-        "methods": {method: run.about["methods"].get(method, {}) for method, run in holder.items()},
-        "sources": list(_left(runs, holder)),
+        "methods": {method: own[0].about["methods"].get(method, {}) for method, own in holders.items()},
+        "sources": list(_left(runs, holders)),
     }
     about["command"] = "\n".join(str(source["command"]) for source in about["sources"])
-    values = {method: run.values[method] for method, run in holder.items()}
-    return Results(runs[-1].folder, about, runs[-1].pairs, values)
+    values = {method: {k: v for run in own for k, v in run.values[method].items()} for method, own in holders.items()}
+    tables = (_joined_tables([getattr(run, name) for run in runs]) for name in ("prototypes", "agreement"))
+    return Results(runs[-1].folder, about, runs[-1].pairs, values, *tables)
 
 
-def _left(runs: Sequence[Results], holder: Mapping[str, Results]) -> Iterator[dict[str, Any]]:
-    """The sources of the methods that were not replaced."""
+def _holders(runs: Sequence[Results]) -> dict[str, list[Results]]:
+    """Method -> the runs that its values are of: the last that replaced it, and those that added metrics since."""
+    holders: dict[str, list[Results]] = {}
+    for run in runs:
+        for method, values in run.values.items():
+            known = {metric for other in holders.get(method, ()) for metric in other.values[method]}
+            if known & set(values):
+                holders[method] = [run]
+            else:
+                holders.setdefault(method, []).append(run)
+    return holders
+
+
+def _joined_tables(tables: Sequence[Beside]) -> Beside:
+    filled = [table for table in tables if table.values]
+    if not filled:
+        return tables[-1]
+    items = {table.items for table in filled}
+    if len(items) > 1:
+        wanted = "the same items in every run of a model"
+        raise InputError(expected(filled[0].kind.file, wanted, f"{len(items)} different lists"))
+    values: dict[str, dict[str, Any]] = {}
+    for table in filled:
+        for method, columns in table.values.items():
+            values.setdefault(method, {}).update(columns)
+    return replace(filled[0], values=values)
+
+
+def _left(runs: Sequence[Results], holders: Mapping[str, Sequence[Results]]) -> Iterator[dict[str, Any]]:
+    """The sources of the values that were not replaced."""
     earlier: set[str] = set()
     for run in runs:
         for source in sources(run):
-            methods = [m for m in source["methods"] if holder[m] is run]
-            if methods:
+            for first in (True, False):  # the run that a method is of, and one that added metrics to it
+                methods = [m for m in source["methods"] if any(o is run for o in holders[m])]
+                methods = [m for m in methods if (holders[m][0] is run) == first]
+                if not methods:
+                    continue
+                if not first:
+                    metrics = source.get("metrics") or [k for k in METRICS if k in run.values[methods[0]]]
+                    yield {**source, "methods": methods, "instead": [], "metrics": metrics}
+                    continue
                 instead = [m for m in methods if m in earlier or m in source["instead"]]
-                yield {**source, "methods": methods, "instead": instead}
+                yield {**source, "methods": methods, "instead": [] if "metrics" in source else instead}
         earlier |= set(run.values)
 
 
@@ -142,7 +181,9 @@ def origins(name: str, run: Results) -> list[str]:
 
 
 def _origin(part: Mapping[str, Any]) -> str:
-    said = f"{', '.join(part['methods'])}: of {part['run']}" + (f" at {part['commit']}" if part["commit"] else "")
+    added = f"{', '.join(part['metrics'])} of " if part.get("metrics") else ""
+    at = f" at {part['commit']}" if part["commit"] else ""
+    said = f"{added}{', '.join(part['methods'])}: of {part['run']}{at}"
     if not part["instead"]:
         return said
     which = "" if part["instead"] == part["methods"] else f"{', '.join(part['instead'])} "
@@ -150,7 +191,7 @@ def _origin(part: Mapping[str, Any]) -> str:
 
 
 def keep(run: Results, folder: Path) -> None:
-    """Write run.json and pairs.parquet, which ``read_results`` reads and :func:`join` joins with later runs.
+    """Write run.json, pairs.parquet and what stands beside the pairs, for ``read_results`` and for :func:`join`.
 
     No folder of this machine gets into them, but for images that the data set itself names by such paths. Pictures and
     maps are not kept.
@@ -160,6 +201,8 @@ def keep(run: Results, folder: Path) -> None:
     about.pop("beside", None)
     write_parquet(folder / "pairs.parquet", run.pairs, run.values, small=True)
     write_json(folder / "run.json", pathless(about), indent=1)
+    for table in (run.prototypes, run.agreement):
+        write_beside(folder, table)
 
 
 def pathless(value: Any) -> Any:

@@ -24,9 +24,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from evaluated import LEVEL, flips
-from full_table import block_tables, markdown, spelt, spelt_p
+from full_table import block_tables
 from localisation import Done, Pool, pool, provenance, scored
 from tqdm import tqdm
+from writing import markdown, spelt, spelt_p
 
 from protomask.allocator import keep_memory
 from protomask.commands.common import (

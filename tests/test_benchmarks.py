@@ -17,19 +17,22 @@ import torch
 from PIL import Image
 
 import protomask
+from protomask.cli import main
 from protomask.data import Planted
 from protomask.data.inpaint import disc
 from protomask.data.sample import Geometry, Sample
 from protomask.errors import DataError, InputError
+from protomask.jobs.drawing import pair_of
 from protomask.loading import load_model
-from protomask.localisers import LOCALISERS, image_passes_of, make_localiser
+from protomask.localisers import LOCALISERS, image_passes_of, make_localiser, settings_of
 from protomask.metrics import METRICS
 from protomask.model import contract
-from protomask.pairs import Pair, draw_pairs
+from protomask.pairs import Pair, draw_pairs, tensors
+from protomask.reporting.beside import AGREEMENT, PROTOTYPES, Beside, write_beside
 from protomask.reporting.results import read_results
 from protomask.reporting.tidy import Scored, read_csv, write_csv
 from protomask.sanity import randomised
-from protomask.store import read_scores
+from protomask.store import read_run, read_scores
 from protomask.store._json import write_json
 
 from .results_tools import make_results
@@ -271,6 +274,60 @@ def test_an_evaluation_of_which_nothing_is_left_is_not_told(benchmark: Any, part
     ]
 
 
+def test_a_later_evaluation_by_other_metrics_adds_them(benchmark: Any, parts: list[Path], tmp_path: Path) -> None:
+    table, evaluated = benchmark("full_table"), benchmark("evaluated")
+    added = {m: {"insertion-30": scores(v, 0)["energy"]} for m, v in (("mdm", 0.6), ("rise", 0.5), ("random", 0.1))}
+    more = retold(run(tmp_path / "more", added, {"mdm": "grey"}), model={"name": "net"}, commit="m0re")
+    said = table.write(evaluated.read([parts[0], more]), tmp_path / "out", "mdm", [], None)
+    kept = read_results(tmp_path / "out" / "runs" / "net")
+    assert set(kept.values["rise"]) == {"energy", "deletion-30", "insertion-30"}
+    assert kept.values["mdm"]["insertion-30"].mean() == pytest.approx(0.6)
+    assert kept.about["methods"]["mdm"]["fill"] == "mean"  # what it is said to be is said by the run that it is of
+    assert "mdm, rise, random: of old at 0ld0ld0; insertion-30 of mdm, rise, random: of more at m0re." in said
+    # What is kept tells the same, and one that scores it anew replaces the method with all that was added.
+    assert table.text(evaluated.read([tmp_path / "out" / "runs" / "net"]), "mdm", [])[0].split("## Cost")[1]
+    again = evaluated.read([tmp_path / "out" / "runs" / "net", parts[1]]).runs[0]
+    assert set(again.values["mdm"]) == {"energy"}
+    assert [(s["run"], s["methods"], s.get("metrics")) for s in again.about["sources"]] == [
+        ("old", ["rise", "random"], None),
+        ("more", ["rise", "random"], ["insertion-30"]),
+        ("new", ["gradcam", "mdm"], None),
+    ]
+
+
+def test_the_table_tells_what_stands_beside_the_pairs(benchmark: Any, two: list[Path], tmp_path: Path) -> None:
+    table, evaluated = benchmark("full_table"), benchmark("evaluated")
+    for folder, held in zip(two, (1.0, 0.5), strict=True):
+        items = tuple((str(k), f"a / {k}", "a") for k in range(4))
+        told = {"mdm": np.full(4, held), "rise": np.array([0, 0, 1, 1.0]), "random": np.zeros(4)}
+        values = {m: {"consistency": v, "purity": 1 - v} for m, v in told.items()}
+        write_beside(folder, Beside(PROTOTYPES, items, values))
+    images = tuple((str(k), f"{k}.png", f"{k}.png", "one and two") for k in range(3))
+    alike = {"agreement": np.array([0.9, 0.8, 0.7]), "agreement-unrelated": np.array([0.1, 0.2, 0.3])}
+    write_beside(two[0], Beside(AGREEMENT, images, {"mdm": alike, "random": {k: 0 * v for k, v in alike.items()}}))
+    said = table.write(evaluated.read(two), tmp_path / "out", "mdm", [], None)
+    prototypes, sane = said.split("## Over prototypes")[1].split("## Sanity")
+    assert "Means over 8 prototypes" in prototypes
+    assert "| mdm | **0.750 [" in prototypes
+    assert "| rise | 0.500 [" in prototypes
+    assert "Ahead of mdm: rise on purity by 0.250 [" in prototypes
+    assert "| mdm | 0.800 [0.700, 0.900" in sane
+    assert "| 0.600 [" in sane
+    assert "| rise | - | - | - |" in sane
+    # What is kept has them, too.
+    kept = evaluated.read([*(tmp_path / "out" / "runs").iterdir()])
+    assert sorted(len(run.agreement.items) for run in kept.runs) == [0, 3]
+    assert all(run.prototypes.values["mdm"]["consistency"].size == 4 for run in kept.runs)
+
+
+def test_sanity_ranks_nobody_in_the_table(benchmark: Any, tmp_path: Path) -> None:
+    values = {m: scores(0.5, 0.5) | {"randomisation": [v] * 24} for m, v in (("mdm", 0.4), ("rise", 0.1))}
+    data = benchmark("evaluated").read([run(tmp_path / "one", values)])
+    assert data.metrics == ("energy", "deletion-30")
+    assert data.sanity == ("randomisation",)
+    assert "| rise | 0.100 [0.100, 0.100] |" in benchmark("full_table").text(data, "mdm", [])[0]
+
+
 @pytest.mark.parametrize(
     ("first", "other"),
     [
@@ -491,6 +548,50 @@ def test_the_search_scores_variants_on_the_same_pairs_and_logs_them(
     assert all(0.5 < float(row[name]) <= 1 for row in rows[1:] for name in ("pearson-noise", "pearson-seed"))
     assert all(row["insertion-30@blur"] and row["passes"] for row in rows[1:])
     assert f"energy {rows[3]['energy']}" in saliency
+
+
+def test_kept_maps_answer_for_their_own_weights_and_pairs_only(
+    benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = benchmark("kept_maps")
+    loaded, scenes = load_model("demo:protopnet"), Planted(split="test", count=40)
+    asked = "evaluate demo:protopnet --data planted --scenes 40 --pairs 4 --methods saliency,random --metrics energy"
+    assert main([*asked.split(), "--threads", "1", "--quiet", "--panels", "0", "--out", str(tmp_path)]) == 0
+    monkeypatch.setattr(kept, "LOCALISERS", known := dict(LOCALISERS))
+    kept.keep(str(tmp_path))
+    assert known["random"] is LOCALISERS["random"]
+    answering, plain = known["saliency"].make(), LOCALISERS["saliency"].make()
+    assert (answering.passes, settings_of(answering)) == (plain.passes, settings_of(plain))
+    pairs = [pair_of(item[:-1]) for item in read_run(tmp_path).plan.items]
+    samples = [scenes[pair.index] for pair in pairs]
+    model, ids = contract(loaded.model), [sample.image_id for sample in samples]
+    images, calls = tensors(model, samples), []
+    monkeypatch.setattr(type(plain), "__call__", counted(type(plain).__call__, calls))
+
+    def found(localiser: object, targets: list[tuple[int, int]]) -> torch.Tensor:
+        return protomask.locate(model, images, targets, localiser, image_ids=ids).maps  # type: ignore[arg-type]
+
+    own = [(row, pair.prototype) for row, pair in enumerate(pairs)]
+    maps = found(answering, own)
+    assert not calls
+    assert (maps - found(plain, own)).abs().max() <= 1 / 131070 + 1e-6
+    assert maps.std() > 0
+    calls.clear()
+    other = [(0, (pairs[0].prototype + 1) % model.num_prototypes)]
+    assert torch.equal(found(answering, other), found(plain, other))
+    assert len(calls) == 2
+    with randomised(model.module, 1):
+        assert torch.equal(found(answering, own), found(plain, own))
+
+
+def counted(call: Any, calls: list[object]) -> Any:
+    """The same function, which notes that it was called."""
+
+    def noted(self: object, request: object) -> object:
+        calls.append(request)
+        return call(self, request)
+
+    return noted
 
 
 def test_small_multiples_show_the_first_pairs_under_every_method(benchmark: Any, tmp_path: Path) -> None:
