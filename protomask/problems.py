@@ -27,8 +27,6 @@ class Schedule:
             The plain product would fall three times as fast as its factors and is scattered by the same steps.
         tolerance: a problem leaves when its cells have moved by no more than this on average within ``patience`` steps;
             0: nobody leaves early.
-        held_out: a problem leaves, with the best vectors it had, when at a look the relative activation under a fill
-            that nobody trained with (:attr:`Problems.checks`) is this much below its best; 0: nobody looks.
         patience: steps between two looks at who has converged; a look makes a device wait.
         precision: of the network passes; vectors, masks and losses stay in float32.
     """
@@ -41,7 +39,6 @@ class Schedule:
     value_grain: float = 0.0
     together: bool = False
     tolerance: float = 0.0
-    held_out: float = 0.0
     patience: int = 5
     precision: str = "fp32"
 
@@ -52,7 +49,6 @@ class Schedule:
         check_number("gradient_grain", self.gradient_grain, 0)
         check_number("value_grain", self.value_grain, 0, self.learning_rate)
         check_number("tolerance", self.tolerance, 0, 1)
-        check_number("held_out", self.held_out, 0, 1)
         check_count("patience", self.patience)
         check_choice("precision", self.precision, tuple(PRECISIONS))
 
@@ -69,7 +65,6 @@ class Problems:
         prototypes: [N] int64.
         before: [N] the activation on the whole image, above the floor.
         floors: [N] the activation of nothing.
-        checks: [B, C, H, W], each image's fill that nobody trains with, for :attr:`Schedule.held_out`; or None.
     """
 
     images: Tensor
@@ -79,7 +74,6 @@ class Problems:
     prototypes: Tensor
     before: Tensor
     floors: Tensor
-    checks: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)

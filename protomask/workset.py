@@ -39,10 +39,9 @@ class Block:
         scales: the layout.
         pairs: whose masks these are.
         taken: steps that each has made.
-        state: ``vectors``, Adam's ``first`` and ``second`` moments, the vectors at the last look, ``seen``, and those
-            that did best under the held-out fill, ``best``: all [n, K], K the cells of all scales in a row; ``age``
-            [n, 1], ``taken`` as a tensor, ``record`` [n, 1], how well the best did, and ``slopes`` [n, H, W], the sum
-            of :func:`protomask.blending.shares_of` over all passes so far.
+        state: ``vectors``, Adam's ``first`` and ``second`` moments and the vectors at the last look, ``seen``: all
+            [n, K], K the cells of all scales in a row; ``age`` [n, 1], ``taken`` as a tensor, and ``slopes``
+            [n, H, W], the sum of :func:`protomask.blending.shares_of` over all passes so far.
     """
 
     scales: tuple[int, ...]
@@ -59,10 +58,9 @@ class Block:
         cells = [initial_vectors(count, s, self.like, self.start).flatten(1) for s in self.scales]
         vectors = torch.cat(cells, 1)
         empty = {name: torch.zeros_like(vectors) for name in ("first", "second")}
-        copies = {name: vectors.clone() for name in ("vectors", "seen", "best")}
-        record = vectors.new_full((count, 1), -torch.inf)
+        copies = {name: vectors.clone() for name in ("vectors", "seen")}
         slopes = vectors.new_zeros(count, *self.like.shape[-2:])
-        return {**copies, **empty, "age": vectors.new_zeros(count, 1), "record": record, "slopes": slopes}
+        return {**copies, **empty, "age": vectors.new_zeros(count, 1), "slopes": slopes}
 
     def grow(self, begin: Callable[[Block], None]) -> None:
         """Rows at their start for those of ``pairs`` that have none, as ``begin`` leaves them."""
@@ -258,39 +256,17 @@ class WorkSet:
         schedule = self._schedule
         over = [count >= schedule.steps for count in block.taken]
         due = [count % schedule.patience == 0 and not o for count, o in zip(block.taken, over, strict=True)]
-        if not any(due) or not (schedule.tolerance or schedule.held_out):
+        if not any(due) or not schedule.tolerance:
             return over
-        left = self._settled(block, due) | self._spoiled(block, due)
+        left = self._settled(block, due)
         return [o or gone for o, gone in zip(over, left.tolist(), strict=True)]  # here alone a device is waited for
 
     def _settled(self, block: Block, due: list[bool]) -> Tensor:
         """[n] bool: whose cells have hardly moved since the last look."""
         state, rows = block.state, torch.tensor(due, device=block.like.device)
-        if self._schedule.tolerance == 0:
-            return torch.zeros_like(rows)
         moved = (state["vectors"] - state["seen"]).abs().mean(1)
         state["seen"] = torch.where(rows[:, None], state["vectors"], state["seen"])
         return rows & (moved <= self._schedule.tolerance)
-
-    @torch.no_grad()
-    def _spoiled(self, block: Block, due: list[bool]) -> Tensor:
-        """[n] bool: who does worse under the held-out fill than before; they get their best vectors back."""
-        state, rows, p = block.state, torch.tensor(due, device=block.like.device), self._problems
-        if self._schedule.held_out == 0 or p.checks is None:
-            return torch.zeros_like(rows)
-        pairs = torch.tensor(block.pairs, device=rows.device)
-        images, prototypes = p.rows[pairs], p.prototypes[pairs]
-        masks = self._mask(block.grids(state["vectors"]))
-        seen = blend_sides(p.images[images], p.checks[images], masks, complement=False)
-        kept = relative_activation(self._activations(seen, prototypes), p.before[pairs], p.floors[pairs]).clamp(max=1)[
-            :, None
-        ]
-        better = rows[:, None] & (kept >= state["record"])
-        state["best"] = torch.where(better, state["vectors"], state["best"])
-        state["record"] = torch.where(better, kept, state["record"])
-        spoiled = rows & (kept < state["record"] - self._schedule.held_out)[:, 0]
-        state["vectors"] = torch.where(spoiled[:, None], state["best"], state["vectors"])
-        return spoiled
 
     def _mask(self, grids: list[Tensor]) -> Tensor:
         """[n, H, W]: the mask of one scale, or the geometric mean of all scales'."""

@@ -37,7 +37,6 @@ from protomask.objective import KeepLoss
 from protomask.stack import EMPTY, STACKS, stack
 
 LEAK = 0.5
-HELD_OUT = "grey"
 FINER, COARSER = 0.025, 0.06
 """Other blurs of the evidence that are tried, beside :data:`protomask.localisers.attribution.BLUR`."""
 
@@ -116,9 +115,6 @@ class Learned:
             does not keep the activation by itself; ``"blur"`` before ``"image-mean"`` before ``"black"``.
         tolerance: a pair leaves when its cells have moved by no more than this on average within five steps; pays where
             many steps are asked for. 0: nobody leaves early.
-        held_out: a pair stops, and goes back to its best mask, when the relative activation under a grey fill, which no
-            mask trains with, is this much below the best it had at an earlier look, every five steps: a mask that has
-            turned adversarial holds under its own fill alone. 0: nobody looks; a look is one forward pass more.
         precision: of the network passes: ``"fp32"``, ``"bf16"`` or ``"fp16"``. Half precision leaves scores as they
             are, but single maps differ.
     """
@@ -130,7 +126,6 @@ class Learned:
     necessity_weight: float = 0.2
     fill: str | tuple[str, ...] = ("blur", "image-mean")
     tolerance: float = 0.0
-    held_out: float = 0.0
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
@@ -158,7 +153,6 @@ class Learned:
             value_grain=self.learning_rate / 8,
             together=together,
             tolerance=self.tolerance,
-            held_out=self.held_out,
             precision=self.precision,
         )
 
@@ -175,7 +169,6 @@ class Learned:
             prototypes=request.targets.prototypes,
             before=request.before,
             floors=request.floors,
-            checks=fill_images(HELD_OUT, images, model.mean, model.std).contiguous() if self.held_out else None,
         )
         fill_rows, leaks = _tight_fills(request, problems, len(self.fills))
         problems = replace(problems, fill_rows=fill_rows)
