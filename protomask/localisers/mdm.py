@@ -113,8 +113,8 @@ class Learned:
             mask is content with a piece of the evidence: at half the passes, .1 less best IoU on planted parts.
         fill: what replaces removed pixels while training: one name, or several, of which each pair takes the first that
             does not keep the activation by itself; ``"blur"`` before ``"image-mean"`` before ``"black"``.
-        tolerance: a pair leaves when its cells have moved by no more than this on average within five steps; pays where
-            many steps are asked for. 0: nobody leaves early.
+        tolerance: a pair leaves when its cells have moved by no more than this on average within five steps; .004
+            spares a quarter and more of the passes of 80 steps and hardly moves a map. 0: nobody leaves early.
         precision: of the network passes: ``"fp32"``, ``"bf16"`` or ``"fp16"``. Half precision leaves scores as they
             are, but single maps differ.
     """
