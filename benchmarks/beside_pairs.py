@@ -2,41 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
-from evaluated import ROUNDING, Evaluated
+from evaluated import Evaluated
+from localisation import Pool
 from writing import markdown, spelt
 
 from protomask.commands.common import DIRECTIONS
-from protomask.metrics import METRICS, Summary, paired_difference, summarise
+from protomask.jobs.studies import AGREEMENT, UNRELATED
+from protomask.metrics import Summary, paired_difference
 from protomask.reporting.beside import Beside
 
-AGREEMENT, UNRELATED = "agreement", "agreement-unrelated"
 
-
-@dataclass(frozen=True, eq=False)
-class Study:
-    """The tables of one kind of all runs that have one, one after the other.
-
-    Attributes:
-        runs: how many have one.
-        values: method -> metric -> [N] float64, NaN where undefined, of the methods and metrics that all of them have.
-        groups: N, what intervals are clustered by.
-    """
-
-    runs: int
-    values: Mapping[str, Mapping[str, np.ndarray]]
-    groups: tuple[str, ...]
-
-    def summaries(self) -> dict[str, dict[str, Summary]]:
-        """method -> metric -> mean and 95 % interval."""
-        return {m: {k: summarise(v, self.groups) for k, v in own.items()} for m, own in self.values.items()}
-
-
-def pooled(tables: Sequence[Beside]) -> Study | None:
-    """The tables that hold something as one; None where none does."""
+def pooled(tables: Sequence[Beside]) -> Pool | None:
+    """The tables that hold something, one after the other: methods and metrics that all have; None where none does."""
     filled = [table for table in tables if table.values]
     methods = [m for m in filled[0].values if all(m in t.values for t in filled)] if filled else []
     if not methods:
@@ -44,45 +25,48 @@ def pooled(tables: Sequence[Beside]) -> Study | None:
     metrics = [k for k in filled[0].values[methods[0]] if all(k in t.values[m] for t in filled for m in methods)]
     values = {m: {k: np.concatenate([t.values[m][k] for t in filled]) for k in metrics} for m in methods}
     groups = (f"{n}/{group}" for n, table in enumerate(filled) for group in table.column(table.kind.group))
-    return Study(len(filled), values, tuple(groups))
+    return Pool(values, tuple(groups))
 
 
-def prototypes_of(data: Evaluated) -> Study | None:
+def prototypes_of(data: Evaluated) -> Pool | None:
     """The scores of prototypes."""
     return pooled([run.prototypes for run in data.runs])
 
 
-def agreement_of(data: Evaluated) -> Study | None:
+def agreement_of(data: Evaluated) -> Pool | None:
     """The agreement of trainings."""
     return pooled([run.agreement for run in data.runs])
 
 
 def over_prototypes(data: Evaluated, reference: str) -> list[str]:
     """Paragraphs: means over prototypes, differences to the reference, and where it is not the best."""
-    study = prototypes_of(data)
-    if study is None or reference not in study.values:
+    pool = prototypes_of(data)
+    if pool is None or reference not in pool.values:
         return []
-    metrics = [k for k in METRICS if k in study.values[reference]]
-    found, rivals = study.summaries(), [m for m in data.competitors if m in study.values]
-    shown = [*rivals, *(m for m in data.controls if m in study.values)]
-    best = {k: _best(found, k, rivals) for k in metrics}
-    heads = ["method", *(f"{k} ({'higher' if DIRECTIONS[k] > 0 else 'lower'})" for k in metrics)]
-    rows = [[m, *(f"**{spelt(found[m][k])}**" if m in best[k] else spelt(found[m][k]) for k in metrics)] for m in shown]
-    gaps = [[m, *(spelt(_gap(study, reference, m, k)) for k in metrics)] for m in shown if m != reference]
+    data = replace(data, pool=pool)
+    best = {k: data.tied(k, data.competitors) for k in data.metrics}
+    heads = ["method", *(f"{k} ({'higher' if DIRECTIONS[k] > 0 else 'lower'})" for k in data.metrics)]
+
+    def cell(method: str, metric: str) -> str:
+        text = spelt(data.summaries[method][metric])
+        return f"**{text}**" if method in best[metric] else text
+
+    rows = [[m, *(cell(m, k) for k in data.metrics)] for m in (*data.competitors, *data.controls)]
+    gaps = [[m, *(spelt(own[k]) for k in data.metrics)] for m, own in data.differences(reference).items()]
     said = (
-        f"Means over {len(study.groups)} prototypes, drawn by seed; 95 % interval over prototypes. Bold: the best "
+        f"Means over {len(pool.groups)} prototypes, drawn by seed; 95 % interval over prototypes. Bold: the best "
         "method, controls not counted."
     )
     minus = f"{reference} minus each other method, paired:"
     tables = [said, markdown(heads, rows), minus, markdown(heads, gaps)]
-    return ["## Over prototypes", *tables, *_behind(study, best, reference)]
+    return ["## Over prototypes", *tables, *_ahead(data, reference)]
 
 
 def sanity(data: Evaluated) -> list[str]:
     """Paragraphs on what ranks no method: likeness under randomised weights, and of independent trainings."""
-    study, shown = agreement_of(data), [*data.competitors, *data.controls]
+    pool, shown = agreement_of(data), [*data.competitors, *data.controls]
     columns = {k: {m: data.summaries[m][k] for m in shown} for k in data.sanity}
-    columns |= dict(_agreement(study)) if study is not None else {}
+    columns |= dict(_agreement(pool)) if pool is not None else {}
     if not columns:
         return []
     said = (
@@ -94,29 +78,17 @@ def sanity(data: Evaluated) -> list[str]:
     return ["## Sanity", said, markdown(["method", *columns], rows)]
 
 
-def _agreement(study: Study) -> Iterator[tuple[str, dict[str, Summary]]]:
-    same, other = ({m: own[k] for m, own in study.values.items() if k in own} for k in (AGREEMENT, UNRELATED))
-    for head, columns in (("agreement, same image", same), ("unrelated images", other)):
-        yield head, {m: summarise(column, study.groups) for m, column in columns.items()}
-    both = [m for m in same if m in other]
-    yield "difference", {m: paired_difference(same[m], other[m], study.groups) for m in both}
+def _agreement(pool: Pool) -> Iterator[tuple[str, dict[str, Summary]]]:
+    found = pool.summaries()
+    for head, metric in (("agreement, same image", AGREEMENT), ("unrelated images", UNRELATED)):
+        yield head, {m: own[metric] for m, own in found.items()}
+    values = pool.values.items()
+    yield "difference", {m: paired_difference(own[AGREEMENT], own[UNRELATED], pool.groups) for m, own in values}
 
 
-def _best(found: Mapping[str, Mapping[str, Summary]], metric: str, methods: Sequence[str]) -> tuple[str, ...]:
-    means = {m: DIRECTIONS[metric] * found[m][metric].mean for m in methods if found[m][metric].n}
-    return tuple(m for m, mean in means.items() if mean >= max(means.values()) - ROUNDING)
-
-
-def _gap(study: Study, one: str, other: str, metric: str) -> Summary:
-    return paired_difference(study.values[one][metric], study.values[other][metric], study.groups)
-
-
-def _behind(study: Study, best: Mapping[str, Sequence[str]], reference: str) -> list[str]:
-    ahead = {k: names[0] for k, names in best.items() if names and reference not in names}
-    if not ahead:
+def _ahead(data: Evaluated, reference: str) -> list[str]:
+    rivals = [m for m in data.competitors if m != reference]
+    leads = [lead for k in data.metrics if (lead := data.lead(k, reference, rivals)) is not None]
+    if not leads:
         return [f"{reference} is the best, or as good as any, on each."]
-    said = [
-        f"{m} on {k} by {spelt(_gap(study, *((m, reference) if DIRECTIONS[k] > 0 else (reference, m)), k))}"
-        for k, m in ahead.items()
-    ]
-    return [f"Ahead of {reference}: {'; '.join(said)}."]
+    return [f"Ahead of {reference}: {'; '.join(f'{x.ahead} on {x.metric} by {spelt(x.by)}' for x in leads)}."]

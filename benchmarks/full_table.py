@@ -300,7 +300,7 @@ def write(data: Evaluated, out: Path, reference: str, commands: Collection[str],
     write_text(out / "table.md", said)
     each = {name: run.summaries for name, run in zip(names(data), data.runs, strict=True)}
     studies = {"prototypes": prototypes_of(data), "agreement": agreement_of(data)}
-    beside = {name: study.summaries() for name, study in studies.items() if study is not None}
+    beside = {name: pool.summaries() for name, pool in studies.items() if pool is not None}
     write_scores(out / "scores.json", {"pooled": data.summaries, **(each if len(each) > 1 else {}), **beside})
     write_text(out / "differences.json", json.dumps(record, indent=1) + "\n")
     write_text(out / "about.json", json.dumps(about, indent=2) + "\n")

@@ -126,17 +126,14 @@ def _left(runs: Sequence[Results], holders: Mapping[str, Sequence[Results]]) -> 
     earlier: set[str] = set()
     for run in runs:
         for source in sources(run):
-            for first in (True, False):  # the run that a method is of, and one that added metrics to it
-                methods = [m for m in source["methods"] if any(o is run for o in holders[m])]
-                methods = [m for m in methods if (holders[m][0] is run) == first]
-                if not methods:
-                    continue
-                if not first:
-                    metrics = source.get("metrics") or [k for k in METRICS if k in run.values[methods[0]]]
-                    yield {**source, "methods": methods, "instead": [], "metrics": metrics}
-                    continue
+            methods = [m for m in source["methods"] if holders[m][0] is run]
+            added = [m for m in source["methods"] if run in holders[m][1:]]
+            if methods:
                 instead = [m for m in methods if m in earlier or m in source["instead"]]
                 yield {**source, "methods": methods, "instead": [] if "metrics" in source else instead}
+            if added:
+                metrics = source.get("metrics") or [k for k in METRICS if k in run.values[added[0]]]
+                yield {**source, "methods": added, "instead": [], "metrics": metrics}
         earlier |= set(run.values)
 
 
