@@ -1,11 +1,13 @@
 """Maps of earlier evaluations in place of locating again, to score them by further metrics: a plugin.
 
-Every method that a folder of ``protomask evaluate`` holds is answered from its shards, under its own name, where the
-network's weights and the pair are those of the folder (of several folders the last that has the method counts); under
-other weights, as ``randomisation`` has them, and on other pairs the method itself runs, and so do the controls always.
-Shards hold maps to 16 bits: no two pixels change places, but nearly equal ones become equal, which moved causal scores
-of bird pairs by .002 at most, and one under ``road`` by .011. Whether the method's code is still the same is for you
-to know: the commits stand in the tables. ::
+In one folder and with the same code ``protomask evaluate`` does so itself; this is for maps that an earlier version of
+the code made, or that another folder holds. Every method that a folder holds is answered from its shards, under its own
+name, where the network's weights and the pair are those of the folder (of several folders the last that has the method
+counts); under other weights, as ``randomisation`` has them, and on other pairs the method itself runs, and so do the
+controls always. Where scores were made of exact maps (before 2026-11-30), those of maps to 16 bits differ: no two
+pixels change places, but nearly equal ones become equal, which moved causal scores of bird pairs by .002 at most, and
+one under ``road`` by .011. Whether the method's code is still the same is for you to know: the commits stand in the
+tables. ::
 
     PROTOMASK_KEPT=scores/first:scores/second protomask evaluate runs/cub --data cub --root CUB_200_2011 \\
         --plugin benchmarks/kept_maps.py --methods rise,extremal --metrics deletion@road --out scores/more

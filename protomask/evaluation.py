@@ -31,6 +31,7 @@ from protomask.model import Contract, contract
 from protomask.pairs import Pair, PairSet, draw_pairs, tensors, truth_of
 from protomask.records import Localisation, Targets
 from protomask.scoring import score_chunk
+from protomask.store.shards import as_stored
 
 CONTROLS = ("random", "centre", "annotation")
 METHODS = ("mdm", "upsampling", "upsampling-centred", "single-mask", *CONTROLS)
@@ -189,6 +190,25 @@ def locate_and_score(
         fill: of the causal scores.
         metrics: as :func:`protomask.scoring.score_chunk` takes it.
     """
+    found = locate_pairs(model, localiser, samples, chunk, truth, seed=seed, batch=batch)
+    scores = score_chunk(model, samples, chunk, found, truth, fill=fill, batch=batch, metrics=metrics, seed=seed)
+    return found, scores
+
+
+def locate_pairs(
+    model: Contract,
+    localiser: Localiser,
+    samples: Sequence[Sample],
+    chunk: Sequence[Pair],
+    truth: Truth,
+    *,
+    seed: int,
+    batch: int,
+) -> Localisation:
+    """Where one method finds N pairs, one row each, with maps as runs store them: scores are of these.
+
+    Args: as :func:`locate_and_score`.
+    """
     # An image that several pairs share is passed on once, so that a method may use its passes for all of them.
     first: dict[int, int] = {}
     for row, pair in enumerate(chunk):
@@ -206,9 +226,7 @@ def locate_and_score(
         boxes=truth.boxes,
         image_ids=[sample.image_id for sample in shown],
     )
-    found = replace(found, targets=Targets(torch.arange(len(chunk)), found.targets.prototypes))
-    scores = score_chunk(model, samples, chunk, found, truth, fill=fill, batch=batch, metrics=metrics, seed=seed)
-    return found, scores
+    return as_stored(replace(found, targets=Targets(torch.arange(len(chunk)), found.targets.prototypes)))
 
 
 def _joined(parts: list[dict[str, torch.Tensor]]) -> dict[str, np.ndarray]:

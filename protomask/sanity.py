@@ -29,6 +29,7 @@ from protomask.metrics.similarity import map_similarity
 from protomask.model import Contract, class_prototypes, contract, untouched
 from protomask.pairs import SHOWN, tensors
 from protomask.records import Localisation, Targets
+from protomask.store.shards import as_stored
 from protomask.targets import TargetsLike
 
 AGREEMENT_IMAGES = 50
@@ -92,7 +93,8 @@ def randomisation(
     map); 0 where the shuffled network gave a constant map. Pitfalls: a network's architecture alone makes maps alike
     (its edges, its fall at the border), so a little is no failure; a method that draws at random scores best: read it
     beside the causal metrics. The controls look at no weights and score 1 by construction (``random`` draws from the
-    seed, the image and the prototype), except where the shuffled network has nothing to locate.
+    seed, the image and the prototype), except where the shuffled network has nothing to locate. Maps are compared as
+    runs store them, to 16 bits, so that those of an earlier run do as well.
 
     Args:
         model: as for :func:`protomask.locate`; it comes back bit by bit as it came.
@@ -118,10 +120,10 @@ def randomisation(
         told = {"boxes": boxes, "regions": regions, "image_ids": image_ids}
         return locate(known, images, pairs, method, seed=seed, batch=batch, **told)  # type: ignore[arg-type]
 
-    before = maps(targets) if found is None else found
+    before = as_stored(maps(targets) if found is None else found)
     with randomised(module, seed, layers):
         after = maps(Targets(before.targets.images.cpu(), before.targets.prototypes.cpu()))
-    return _likeness(before, after, kind)
+    return _likeness(before, as_stored(after), kind)
 
 
 def cascade(

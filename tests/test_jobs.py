@@ -658,7 +658,7 @@ def test_bad_samples_are_left_out_of_an_evaluation(
     monkeypatch.setattr("protomask.jobs.drawing.digest_sample", lambda sample: "same")
     data.late = True
     plan = read_run(out).plan
-    read = evaluating.read_samples(data, plan.items, plan.shards[-1])
+    read = evaluating.read_samples(data, plan, None, plan.shards[-1])
     late = [item[0] for item in plan.items[plan.shards[-1].start : plan.shards[-1].stop]]
     assert len(read.samples) == len([index for index in late if index != 5])
     assert [failure.reason[:5] for failure in read.failed] == ["5.png"] * late.count(5)

@@ -31,7 +31,7 @@ from protomask.data import Dataset, own_options
 from protomask.errors import InputError, expected
 from protomask.evaluation import METHODS, Evaluation
 from protomask.jobs.drawing import contents, drawn_pairs
-from protomask.jobs.evaluating import EvaluateJob, EvaluateTask, gather, plan_evaluate
+from protomask.jobs.evaluating import RANDOMISATION, EvaluateJob, EvaluateTask, gather, plan_evaluate
 from protomask.jobs.folder import Folder
 from protomask.jobs.studies import MOST_PROTOTYPES, check_studies, gather_studies, plan_studies, runs_again
 from protomask.jobs.work import MOST_SAID, Engine, Terms
@@ -56,7 +56,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "run.json, regions.json, examples/, panels/ and a self-contained report.html, which `protomask report` makes\n"
         "again from the rest. Intervals are 95 % bootstrap intervals, clustered by image.\n\n"
         "Metrics of prototypes (consistency, stability, purity: data with annotated parts) write prototypes.csv too;\n"
-        "randomisation runs each method once more on every pair; agreement needs --agree, and writes agreement.csv.",
+        "randomisation runs each method once more on every pair; agreement needs --agree, and writes agreement.csv.\n\n"
+        "Metrics that are added to --metrics later on, in the same folder, are scored from the maps that lie there.",
         epilog="examples:\n"
         "  protomask evaluate demo:protopnet --data planted --scenes 400 --out scores\n"
         "  protomask evaluate runs/cub --data cub --root CUB_200_2011 --methods mdm,upsampling,random --out scores\n"
@@ -148,7 +149,7 @@ def open_others(args: argparse.Namespace) -> tuple[Loaded, ...]:
 def reopen_job(args: argparse.Namespace, plan: Plan, task: EvaluateTask) -> EvaluateJob:
     """The same job in another process."""
     load_methods(args)
-    return EvaluateJob(plan, *open_data(args), task, open_others(args))
+    return EvaluateJob(plan, *open_data(args), task, open_others(args), Path(args.out).resolve())
 
 
 def default_methods(data: str) -> tuple[str, ...]:
@@ -247,7 +248,8 @@ def evaluation_job(
         tqdm.write(f"skipped: {printable(reason, MOST_SAID)}")
     task = EvaluateTask(tuple(methods), seed, batch, metrics=metrics, threads=threads, prototypes=prototypes)
     beside = plan_studies(loaded, dataset, contents(dataset, data or {}), task.asked(others), seed)
-    return EvaluateJob(plan_evaluate(loaded, dataset, drawn, task, beside), loaded, dataset, task, others)
+    plan = plan_evaluate(loaded, dataset, drawn, task, beside)
+    return EvaluateJob(plan, loaded, dataset, task, others, out.resolve())
 
 
 def finish_evaluation(
@@ -292,9 +294,11 @@ def _say_cost(job: EvaluateJob, left: float) -> None:
     methods, pairs = job.task.methods, len(job.plan.items)
     localisers = {name: resolve_method(name)[0] for name in methods}
     again = [name for name in methods if runs_again(name)]
-    rounds = {name: 1 + (job.task.randomises and name in again) for name in methods}
+    there, scored = job.known()
+    shuffled = job.task.randomises and RANDOMISATION not in scored
+    rounds = {name: 1 - there + (shuffled and name in again) for name in methods}
     backward = sum(rounds[name] * made.passes for name, made in localisers.items())
-    forward, more = (len(methods) * passes for passes in scoring_passes(job.task.per_pair))
+    forward, more = (len(methods) * passes for passes in scoring_passes(set(job.task.per_pair) - scored))
     forward += sum(rounds[name] * image_passes_of(made) for name, made in localisers.items())
     beside = sum(shard.maps for shard in job.plan.shards if shard.study) / max(1, len(again))  # maps per method
     each = [seconds_per_pass(job.loaded, min(job.task.batch, 8), gradient=g) for g in (True, False)]
@@ -304,13 +308,14 @@ def _say_cost(job: EvaluateJob, left: float) -> None:
     already = "" if left == 1 else f"; {1 - left:.0%} is stored"
     print(
         f"{pairs} pairs, {len(methods)} methods: {backward + more:.0f} forward + gradient and {forward:.0f} forward "
-        f"passes per pair{_spell_more(job, beside)}, about {spell_duration(seconds)}{already}."
+        f"passes per pair{_spell_more(job, beside, shuffled)}, about {spell_duration(seconds)}{already}"
+        + (f"; {there:.0%} of the maps to score are there." if there else ".")
     )
 
 
-def _spell_more(job: EvaluateJob, beside: float) -> str:
+def _spell_more(job: EvaluateJob, beside: float, shuffled: bool) -> str:
     """What is located beside each pair's own maps."""
-    told = ["randomisation locates each pair once more"] if job.task.randomises else []
+    told = ["randomisation locates each pair once more"] if shuffled else []
     if beside:
         studies = [*job.task.asked().metrics, *(["agreement"] if job.others else [])]
         told.append(f"{', '.join(studies)}: {beside:.0f} more maps per method")

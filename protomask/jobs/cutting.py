@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from protomask.jobs.digests import digest
-from protomask.store.plans import ShardPlan
+from protomask.store.plans import SCORED, ShardPlan
 
 PAIRS_PER_CHUNK = 64  # bounds memory: the maps of a chunk are held at once, a mask per scale and pair beside them
 IMAGES_PER_CHUNK = 8
@@ -34,11 +34,25 @@ def cut_images(
 
 
 def cut_pairs(
-    digests: Sequence[Any], size: int, methods: Mapping[str, Any], settings: Mapping[str, Any]
+    digests: Sequence[Any],
+    size: int,
+    methods: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    metrics: Sequence[str],
 ) -> list[ShardPlan]:
-    """Shards of ``size`` pairs each, the last with what is left."""
+    """Shards of ``size`` pairs each, the last with what is left.
+
+    Args:
+        digests: of the pairs, in order.
+        size: pairs per shard.
+        methods: name -> what its results depend on.
+        settings: what maps depend on.
+        metrics: what they are scored by; a part of the key of its own, so that further ones find the same maps.
+    """
     ranges = [(start, min(start + size, len(digests)), 0, 0) for start in range(0, len(digests), size)]
-    return _shards(ranges, digests, methods, settings)
+    scored = f"{SCORED}{digest(list(metrics))[:16]}"
+    shards = _shards(ranges, digests, methods, settings)
+    return [replace(shard, key=f"{shard.key}{scored}") for shard in shards]
 
 
 def cut_study(

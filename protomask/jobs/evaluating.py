@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 
 from protomask.data.sample import Dataset, Sample
 from protomask.errors import DataError, expected
-from protomask.evaluation import Evaluation, Seen, chunk_size, locate_and_score
+from protomask.evaluation import Evaluation, Seen, chunk_size, locate_pairs
 from protomask.fills import SCORING_FILL
 from protomask.jobs.apart import all_or_each
 from protomask.jobs.cutting import cut_pairs
@@ -29,9 +30,10 @@ from protomask.model import device_of
 from protomask.pairs import Pair, PairSet, tensors, truth_of
 from protomask.records import Localisation, Targets
 from protomask.sanity import randomisation
+from protomask.scoring import score_chunk
 from protomask.store.plans import Plan, ShardPlan
 from protomask.store.regions import ImageInfo
-from protomask.store.runs import Run
+from protomask.store.runs import Run, same_maps
 from protomask.store.shards import Failure, Shard
 
 RANDOMISATION = "randomisation"
@@ -65,6 +67,11 @@ class EvaluateTask:
         return metrics_by_scope(self.metrics)["pair"]
 
     @property
+    def scored(self) -> tuple[str, ...]:
+        """All metrics that pairs are scored by, in their order."""
+        return (*self.per_pair, *((RANDOMISATION,) if self.randomises else ()))
+
+    @property
     def randomises(self) -> bool:
         """Whether each method runs once more on each pair, with the model's weights shuffled."""
         return RANDOMISATION in metrics_by_scope(self.metrics)["study"]
@@ -79,12 +86,11 @@ def plan_evaluate(
 ) -> Plan:
     """The plan of scoring these pairs, and of the studies beside them."""
     beside = beside or Planned()
-    settings = {
+    settings: dict[str, Any] = {
         "model": drawn.model,
         "seed": task.seed,
         "batch": task.batch,
         "fill": task.fill,
-        "metrics": [*task.per_pair, *([RANDOMISATION] if task.randomises else [])],
         "threads": task.threads,
         "kind": drawn.pairs.kind,
         "device": device_of(loaded.model).type,
@@ -92,7 +98,8 @@ def plan_evaluate(
     }
     methods = {name: digest_method(name, {}) for name in task.methods}
     items = [[*spell_pair(pair), known] for pair, known in zip(drawn.pairs.pairs, drawn.digests, strict=True)]
-    shards = cut_pairs(items, chunk_size(task.batch), methods, settings)
+    shards = cut_pairs(items, chunk_size(task.batch), methods, settings, task.scored)
+    settings["metrics"] = list(task.scored)
     about = {
         "model_name": loaded.name,
         "data_name": dataset.name,
@@ -125,6 +132,8 @@ class EvaluateJob:
         dataset: its samples.
         task: what to score.
         others: models that the first is compared with.
+        folder: of the results: maps that lie there, scored by other metrics, are not located again. Where it cannot
+            be seen, or None, all are, with the same result.
     """
 
     plan: Plan
@@ -132,11 +141,23 @@ class EvaluateJob:
     dataset: Dataset
     task: EvaluateTask
     others: tuple[Loaded, ...] = ()
+    folder: Path | None = None
 
     @property
     def reader(self) -> Callable[[ShardPlan], Read]:
         """Reads the sample of each of a shard's pairs; a study reads its own."""
-        return partial(read_samples, self.dataset, self.plan.items)
+        return partial(read_samples, self.dataset, self.plan, self.folder)
+
+    def known(self) -> tuple[float, frozenset[str]]:
+        """The share of the missing pairs whose maps are there, and the metrics that such pairs have their scores of."""
+        if self.folder is None:
+            return 0.0, frozenset()
+        run = Run(self.folder, self.plan)
+        missing = [shard for shard in run.missing() if not shard.study]
+        there = [shard for shard in missing if same_maps(self.folder, shard.key)]
+        first = run.earlier(there[0]) if there else None
+        scores = () if first is None else first.scores
+        return sum(s.maps for s in there) / max(1, sum(s.maps for s in missing)), frozenset(scores)
 
     def compute(self, shard: ShardPlan, read: Read) -> Shard:
         """The shard's method on its pairs, scored; where one pair breaks the pass, the others do without it."""
@@ -148,7 +169,8 @@ class EvaluateJob:
         names = [f"{pairs[row].image_id}, prototype {pairs[row].prototype}" for row in read.rows]
 
         def score(rows: list[int]) -> tuple[Localisation, dict[str, torch.Tensor]]:
-            return self._score(shard.method, [read.samples[r] for r in rows], [pairs[read.rows[r]] for r in rows])
+            shown, chunk = [read.samples[r] for r in rows], [pairs[read.rows[r]] for r in rows]
+            return self._score(shard.method, shown, chunk, _known(read, rows))
 
         parts, bad = all_or_each(score, names)
         failed = (*read.failed, *bad)
@@ -165,25 +187,21 @@ class EvaluateJob:
         return Shard(shard.key, replace(found, targets=counted), infos, rows, scores, failed=failed)
 
     def _score(
-        self, method: str, samples: Sequence[Sample], pairs: Sequence[Pair]
+        self, method: str, samples: Sequence[Sample], pairs: Sequence[Pair], known: _Known | None
     ) -> tuple[Localisation, dict[str, torch.Tensor]]:
         truth = truth_of(list(samples), list(pairs), self.plan.settings["kind"])
         localiser, _ = resolve_method(method)
-        task = self.task
-        found, scores = locate_and_score(
-            self.loaded.model,
-            localiser,
-            samples,
-            pairs,
-            truth,
-            seed=task.seed,
-            batch=task.batch,
-            fill=task.fill,
-            metrics=task.per_pair,
-        )
-        if task.randomises:
+        task, model = self.task, self.loaded.model
+        options: dict[str, Any] = {"seed": task.seed, "batch": task.batch}
+        if known is None:
+            known = _Known(locate_pairs(model, localiser, samples, pairs, truth, **options), {})
+        found, scores = known.found, dict(known.scores)
+        left = [name for name in task.per_pair if name not in scores]
+        if left:
+            scores |= score_chunk(model, samples, pairs, found, truth, fill=task.fill, metrics=left, **options)
+        if task.randomises and RANDOMISATION not in scores:
             scores[RANDOMISATION] = self._randomised(localiser, samples, pairs, found, truth)
-        return found, scores
+        return found, {name: scores[name] for name in task.scored}
 
     def _randomised(
         self,
@@ -213,18 +231,46 @@ class EvaluateJob:
         )
 
 
-def read_samples(dataset: Dataset, items: Sequence[Any], shard: ShardPlan) -> Read:
-    """The sample of each of a shard's pairs; those that cannot be read are told of."""
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """What is known of some pairs: where a method finds them, and metric -> [n] scores."""
+
+    found: Localisation
+    scores: Mapping[str, torch.Tensor]
+
+
+def _known(read: Read, rows: Sequence[int]) -> _Known | None:
+    """What an earlier run stored of these of the rows that were read; None where it has not all that were."""
+    earlier = read.earlier
+    if earlier is None or earlier.found is None or earlier.rows.tolist() != list(read.rows):
+        return None
+    found = earlier.found[torch.tensor(rows)]
+    counted = Targets(torch.arange(len(rows)), found.targets.prototypes)
+    return _Known(
+        replace(found, targets=counted), {k: torch.from_numpy(v[list(rows)]) for k, v in earlier.scores.items()}
+    )
+
+
+def read_samples(dataset: Dataset, plan: Plan, folder: Path | None, shard: ShardPlan) -> Read:
+    """The sample of each of a shard's pairs, with what is stored of their maps; bad samples are told of.
+
+    Args:
+        dataset: its samples.
+        plan: of the run.
+        folder: of its results; None where nothing is to be looked for.
+        shard: which pairs.
+    """
     samples, rows, failed = [], [], []
     if shard.study:
         return Read()
-    for row, pair in enumerate(pairs_of(items, shard)):
+    for row, pair in enumerate(pairs_of(plan.items, shard)):
         try:
             samples.append(dataset[pair.index])
             rows.append(row)
         except DataError as error:
             failed.append(Failure(pair.image_id, str(error)))
-    return Read(tuple(samples), tuple(rows), tuple(failed))
+    earlier = None if folder is None else Run(folder, plan).earlier(shard)
+    return Read(tuple(samples), tuple(rows), tuple(failed), earlier)
 
 
 def gather(run: Run, dataset: Dataset, seen: Seen | None = None) -> Evaluation:

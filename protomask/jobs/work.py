@@ -29,11 +29,13 @@ class Read:
         samples: :class:`protomask.data.sample.Sample`, those that could be read.
         rows: the item of the shard's range that each is, counted from 0.
         failed: the others.
+        earlier: the same maps as a run of other metrics stored them; None where there are none.
     """
 
     samples: tuple[Any, ...] = ()
     rows: tuple[int, ...] = ()
     failed: tuple[Failure, ...] = ()
+    earlier: Shard | None = None
 
 
 class Job(Protocol):

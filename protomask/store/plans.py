@@ -13,6 +13,8 @@ from protomask.store._json import FORMAT_VERSION, read_json, write_json
 
 SHARDS = "shards"
 PLAN = "plan.json"
+SCORED = "-"
+"""In the key of a shard of scored pairs: between what its maps depend on and what they are scored by."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class ShardPlan:
     """One shard of a plan: a method on a range of the plan's items.
 
     Attributes:
-        key: digest of everything that its result depends on; the name of its file.
+        key: digest of everything that its result depends on; the name of its file. Where pairs are scored, two of them,
+            of what maps depend on and of the metrics, with :data:`SCORED` between.
         method: the localiser's name.
         chunk: which group of pairs; every method has a shard of each.
         start, stop: the items, by index.

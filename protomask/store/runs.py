@@ -9,11 +9,13 @@ for shard in run:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from protomask.errors import DataError, expected
-from protomask.store.plans import SHARDS, Plan, ShardPlan, read_plan
+from protomask.store.plans import SCORED, SHARDS, Plan, ShardPlan, read_plan
 from protomask.store.shards import Failure, Shard, read_failures, read_shard
 
 
@@ -44,6 +46,25 @@ class Run:
             raise DataError(expected(str(self.path(shard)), f"the shard {shard.key}", f"the shard {found.key}"))
         return found
 
+    def earlier(self, shard: ShardPlan) -> Shard | None:
+        """What a shard of the same maps under other metrics holds: its maps, with the scores of all such shards.
+
+        None where there is none that can be read.
+        """
+        found: Shard | None = None
+        for path in same_maps(self.folder, shard.key):
+            try:
+                other = read_shard(path)
+            except DataError:
+                continue  # damaged: what is computed anew needs it not
+            if other.key != path.stem or other.found is None:
+                continue
+            if found is None:
+                found = other
+            elif np.array_equal(found.rows, other.rows):
+                found = replace(found, scores={**found.scores, **other.scores})
+        return found
+
     def missing(self) -> list[ShardPlan]:
         """What is left to compute."""
         return [shard for shard in self.plan.shards if not self.stored(shard)]
@@ -63,6 +84,14 @@ class Run:
 def shard_path(folder: str | Path, key: str) -> Path:
     """The file of the shard with this key in a folder of results."""
     return Path(folder) / SHARDS / f"{key}.npz"
+
+
+def same_maps(folder: str | Path, key: str) -> list[Path]:
+    """The files in a folder of results whose maps are those of the shard with this key, but for its own."""
+    maps, _, scored = key.partition(SCORED)
+    if not scored:
+        return []
+    return [path for path in sorted((Path(folder) / SHARDS).glob(f"{maps}{SCORED}*.npz")) if path.stem != key]
 
 
 def read_run(folder: str | Path) -> Run:

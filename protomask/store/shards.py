@@ -1,7 +1,8 @@
 """A shard on disk: what one method found for a fixed group of pairs. ``<key>.npz``, written whole or not at all.
 
 A map that its mask vectors render to is not stored; others are stored to 16 bits (:mod:`protomask.store.packing`).
-Boxes, peaks, activations, scores and regions were computed from the exact maps and are stored as they were.
+Boxes, peaks, activations and regions were computed from the exact maps and are stored as they were; scores are those of
+the maps as they are stored (:func:`as_stored`), so that further metrics can be scored later on.
 """
 
 from __future__ import annotations
@@ -133,15 +134,34 @@ def _failures(about: dict[str, Any]) -> tuple[Failure, ...]:
     return tuple(Failure(str(item), str(reason)) for item, reason in about["failed"])
 
 
+def as_stored(found: Localisation) -> Localisation:
+    """The same with its maps as a shard gives them back: rendered from its vectors, or to 16 bits; on the CPU."""
+    rendered = _rendered(found)
+    if rendered is None:
+        rendered = torch.from_numpy(unpack_maps("maps", pack_maps("maps", as_numpy(found.maps))))
+    return replace(found, maps=rendered)
+
+
+def _rendered(found: Localisation) -> torch.Tensor | None:
+    """The maps that its vectors render to, where these are its maps."""
+    if not found.mask_vectors:
+        return None
+    rendered = render(found, _size(found))
+    return rendered if torch.allclose(rendered, found.maps, rtol=0, atol=_SAME) else None
+
+
+def _size(found: Localisation) -> tuple[int, int]:
+    return found.maps.shape[1], found.maps.shape[2]
+
+
 def _pack(found: Localisation) -> tuple[dict[str, np.ndarray], dict[str, object]]:
-    size = (found.maps.shape[1], found.maps.shape[2])
     arrays = row_arrays(found)
     for scale, vectors in found.mask_vectors.items():
         arrays |= pack_exact(f"vectors_{scale}", as_numpy(vectors))
-    rendered = bool(found.mask_vectors) and torch.allclose(render(found, size), found.maps, rtol=0, atol=_SAME)
+    rendered = _rendered(found) is not None
     if not rendered:
         arrays |= pack_maps("maps", as_numpy(found.maps))
-    return arrays, {"scales": list(found.mask_vectors), "size": list(size), "rendered": rendered}
+    return arrays, {"scales": list(found.mask_vectors), "size": list(_size(found)), "rendered": rendered}
 
 
 def _unpack(arrays: dict[str, np.ndarray], about: dict[str, Any]) -> Localisation:
