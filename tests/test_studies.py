@@ -148,6 +148,14 @@ def test_agreement_is_that_of_python(whole: Path) -> None:
     assert set(table.column("models")) == {"conv_model and other_model"}
 
 
+def test_agreement_on_as_many_images_as_asked_for(use: Callable[[Dataset], Dataset], tmp_path: Path) -> None:
+    use(BlockScenes(12, masks=False))
+    assert evaluate_into(tmp_path, "energy,agreement", "--agree", OTHER, "--agree-images", "5") == 0
+    table = read_beside(tmp_path, AGREEMENT)
+    known = agreement([conv_model(), other_model()], BlockScenes(12, masks=False), "upsampling", images=5)
+    assert table.values["upsampling"]["agreement"] == pytest.approx(known.same[0].numpy(), abs=1e-6, nan_ok=True)
+
+
 # Files -----------------------------------------------------------------------------------------------------------
 
 

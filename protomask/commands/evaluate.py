@@ -41,6 +41,7 @@ from protomask.locating import resolve_method
 from protomask.metrics import metrics_by_scope, scoring_passes
 from protomask.model import device_of
 from protomask.pickles import printable
+from protomask.sanity import AGREEMENT_IMAGES
 from protomask.store import Plan, prepare_output
 from protomask.visualise.report import Picture
 
@@ -90,6 +91,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="another training of the same classes: compare its maps with those of MODEL (agreement); may be repeated",
     )
     parser.add_argument(
+        "--agree-images",
+        type=positive,
+        default=AGREEMENT_IMAGES,
+        metavar="N",
+        help="images on which they are compared, drawn from the seed (default: %(default)s)",
+    )
+    parser.add_argument(
         "--clear-parts",
         action="store_true",
         help="score only pairs with a clear causal part (always so where parts have masks)",
@@ -130,6 +138,7 @@ def run(args: argparse.Namespace) -> None:
         "clear_parts": args.clear_parts,
     }
     options |= {"data": _spelled(args), "metrics": args.metrics, "prototypes": args.prototypes, "others": others}
+    options["agree_images"] = args.agree_images
     job = evaluation_job(out, loaded, dataset, methods, threads=threads, terms=terms, **options)
     engine = engine_of(args, job.plan, partial(reopen_job, args, job.plan, job.task))
     finish_evaluation(out, job, terms, engine, panels=args.panels, assemble=args.assemble)
@@ -229,6 +238,7 @@ def evaluation_job(
     metrics: tuple[str, ...] | None = None,
     prototypes: int = MOST_PROTOTYPES,
     others: tuple[Loaded, ...] = (),
+    agree_images: int = AGREEMENT_IMAGES,
 ) -> EvaluateJob:
     """The job of scoring ``methods``, its pairs drawn now, or before, and kept in ``out``."""
     drawn = drawn_pairs(
@@ -246,7 +256,8 @@ def evaluation_job(
     )
     for reason in drawn.skipped:
         tqdm.write(f"skipped: {printable(reason, MOST_SAID)}")
-    task = EvaluateTask(tuple(methods), seed, batch, metrics=metrics, threads=threads, prototypes=prototypes)
+    own: dict[str, Any] = {"prototypes": prototypes, "agree_images": agree_images}
+    task = EvaluateTask(tuple(methods), seed, batch, metrics=metrics, threads=threads, **own)
     beside = plan_studies(loaded, dataset, contents(dataset, data or {}), task.asked(others), seed)
     plan = plan_evaluate(loaded, dataset, drawn, task, beside)
     return EvaluateJob(plan, loaded, dataset, task, others, out.resolve())

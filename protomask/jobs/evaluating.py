@@ -29,7 +29,7 @@ from protomask.metrics import METRICS, Truth, metrics_by_scope
 from protomask.model import device_of
 from protomask.pairs import Pair, PairSet, tensors, truth_of
 from protomask.records import Localisation, Targets
-from protomask.sanity import randomisation
+from protomask.sanity import AGREEMENT_IMAGES, randomisation
 from protomask.scoring import score_chunk
 from protomask.store.plans import Plan, ShardPlan
 from protomask.store.regions import ImageInfo
@@ -51,6 +51,7 @@ class EvaluateTask:
         metrics: names of metrics of any scope; :data:`protomask.metrics.DEFAULT_METRICS` where None.
         threads: of the processor; a shard is computed with as many wherever it is computed.
         prototypes: how many are scored at most, where a metric of prototypes is asked for.
+        agree_images: on how many images models are compared, where there are others.
     """
 
     methods: tuple[str, ...]
@@ -60,6 +61,7 @@ class EvaluateTask:
     metrics: tuple[str, ...] | None = None
     threads: int = 1
     prototypes: int = MOST_PROTOTYPES
+    agree_images: int = AGREEMENT_IMAGES
 
     @property
     def per_pair(self) -> tuple[str, ...]:
@@ -78,7 +80,7 @@ class EvaluateTask:
 
     def asked(self, others: Sequence[Loaded] = ()) -> Asked:
         """The studies beside the pairs; ``others`` are the models that the first is compared with."""
-        return Asked(metrics_by_scope(self.metrics)["prototype"], self.prototypes, tuple(others))
+        return Asked(metrics_by_scope(self.metrics)["prototype"], self.prototypes, tuple(others), self.agree_images)
 
 
 def plan_evaluate(

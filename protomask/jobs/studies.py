@@ -26,7 +26,7 @@ from protomask.locating import resolve_method
 from protomask.metrics import metrics_by_scope
 from protomask.pairs import SHOWN
 from protomask.prototype_scores import IMAGES, pool_size, prototype_pools, prototype_scores, rounds_of
-from protomask.sanity import agreement, agreement_images, check_shuffles
+from protomask.sanity import AGREEMENT_IMAGES, agreement, agreement_images, check_shuffles
 from protomask.store.plans import ShardPlan
 from protomask.store.runs import Run
 from protomask.store.shards import Shard
@@ -46,11 +46,13 @@ class Asked:
         metrics: of prototypes, by name.
         prototypes: how many at most; drawn from the seed where the model has more.
         others: further models, whose maps are compared with the first one's.
+        images: on how many, at most, drawn from the seed.
     """
 
     metrics: tuple[str, ...] = ()
     prototypes: int = MOST_PROTOTYPES
     others: tuple[Loaded, ...] = ()
+    images: int = AGREEMENT_IMAGES
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def plan_studies(loaded: Loaded, dataset: Dataset, content: Callable[[int], str]
         most = max((len(pool) for _, pool in items[PROTOTYPES]), default=0)
         maps[PROTOTYPES] = min(IMAGES, most) * rounds_of(asked.metrics)
     if asked.others:
-        drawn = agreement_images(dataset, seed=seed)
+        drawn = agreement_images(dataset, asked.images, seed)
         items[AGREEMENT] = [_compared(dataset, content, drawn)]
         settings[AGREEMENT] = {"models": [digest_model(other.model) for other in asked.others]}
         maps[AGREEMENT] = len(drawn) * (1 + len(asked.others)) * SHOWN
@@ -213,7 +215,7 @@ def _agreement(shard: ShardPlan, loaded: Loaded, dataset: Dataset, asked: Asked,
     models = [loaded.model, *(other.model for other in asked.others)]
 
     def score(_: list[int]) -> Mapping[str, Tensor]:
-        found = agreement(models, dataset, shard.method, seed=seed, batch=batch)
+        found = agreement(models, dataset, shard.method, images=asked.images, seed=seed, batch=batch)
         return {"agreement": found.same.flatten(), UNRELATED: found.different.flatten()}
 
     parts, failed = all_or_each(score, [f"agreement, {shard.method}"])
