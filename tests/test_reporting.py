@@ -22,7 +22,7 @@ from protomask.reporting.examples import EXAMPLES, read_chunk, small_size
 from protomask.reporting.kept import Kept
 from protomask.reporting.latex import escaped, latex
 from protomask.reporting.page import Choice, page, settled
-from protomask.reporting.results import Results, read_results
+from protomask.reporting.results import Results, read_results, spell_flattered
 from protomask.reporting.tidy import COLUMNS, Scored, read_csv, read_parquet, write_csv, write_parquet
 from protomask.store import read_regions
 from protomask.visualise.blocks import DifferenceTable, DotPlot, Multiples, PlainTable, ScoreTable
@@ -486,6 +486,12 @@ def test_sanity_checks_tick_what_is_as_expected(folder: Path) -> None:
     assert good["annotation, iou-best"][1] is False  # in the made-up scores mdm lies above the annotation
     assert good["annotation, iou-best"][0].startswith("above it: mdm by 0.")
     assert good["random, pointing-game"][1] is False
+
+
+def test_methods_that_the_same_scores_flatter_are_named_together() -> None:
+    flattered = {"mdm": ("a", "b"), "rise": ("c",), "extremal": ("a", "b")}
+    assert spell_flattered(flattered) == "mdm, extremal on a, b; rise on c"
+    assert spell_flattered({}) == ""
 
 
 def test_odd_names_do_no_harm(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from protomask.metrics import Summary, paired_difference, verdicts
-from protomask.reporting.results import Results
+from protomask.reporting.results import Results, spell_flattered
 from protomask.visualise.blocks import Block, Cell, PlainTable
 from protomask.visualise.wording import number
 
@@ -75,7 +75,7 @@ def _ceiling(results: Results) -> list[_Check]:
 def _marks(results: Results) -> list[_Check]:
     fill = results.about["scoring_fill"]
     flattered = results.flattered
-    said = "; ".join(f"{method} on {', '.join(metrics)}" for method, metrics in flattered.items()) or "none"
+    said = spell_flattered(flattered) or "none"
     wanted = f"no method was trained with a fill that scores it ({fill}, or the one that a metric's name tells)"
     rows: list[_Check] = [("scoring fill", wanted, said, not flattered)]
     for method, about in results.about["methods"].items():

@@ -17,7 +17,7 @@ from protomask.errors import DataError, InputError, expected
 from protomask.metrics import Summary
 from protomask.reporting.checking import checks
 from protomask.reporting.comparing import by, differences, holding, mean_of, mean_ranks
-from protomask.reporting.results import Results
+from protomask.reporting.results import Results, spell_flattered
 from protomask.reporting.strips import strips
 from protomask.reporting.studies import PER_PROTOTYPE, prototype_blocks, sanity_blocks
 from protomask.visualise.blocks import (
@@ -198,18 +198,14 @@ def _ranking(results: Results) -> list[Block]:
         f"Metrics that are alike count several times, so read the scores as well. Counted {'; '.join(used)}."
     )
     if marked:
+        competing = {m: metrics for m, metrics in results.flattered.items() if m in results.competitors}
         caption += (
             " Scores that flatter a method (†) are left out of its rank, the others are ranked among themselves and "
-            f"their ranks stretched to as many: {_left_out(results)}."
+            f"their ranks stretched to as many: {spell_flattered(competing)}."
         )
     directions = dict.fromkeys(columns, -1)
     blocks: list[Block] = [DotPlot("Ranking", scores, columns, directions, caption, ())]
     return [*blocks, ScoreTable("Ranking", scores, columns, directions, "", (), marked)] if marked else blocks
-
-
-def _left_out(results: Results) -> str:
-    competing = {method: metrics for method, metrics in results.flattered.items() if method in results.competitors}
-    return "; ".join(f"{method} on {', '.join(metrics)}" for method, metrics in competing.items())
 
 
 def _scores(results: Results, reference: str) -> list[Block]:

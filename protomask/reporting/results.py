@@ -197,6 +197,14 @@ _INNER: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
 }  # fmt: skip
 
 
+def spell_flattered(flattered: Mapping[str, Sequence[str]]) -> str:
+    """Methods with the metrics that flatter them, as in a sentence; those with the same ones are named together."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for method, metrics in flattered.items():
+        alike.setdefault(tuple(metrics), []).append(method)
+    return "; ".join(f"{', '.join(methods)} on {', '.join(metrics)}" for metrics, methods in alike.items())
+
+
 def _wrong(about: Mapping[str, Any]) -> list[str]:
     """What of ``run.json`` is not of its kind; what is missing inside a method or metric has a default."""
     wrong = [name for name, kind in _TOP.items() if not isinstance(about.get(name), kind)]
