@@ -166,13 +166,13 @@ def test_box_iou_is_torchvisions() -> None:
 
 def test_top5_in_box_counts_pixel_centres() -> None:
     maps, _ = scene(4)
-    boxes = torch.tensor([[2.0, 3, 15, 12], [2.4, 2.6, 9.5, 9.49], [-5, -5, 100, 100], [0, 0, 4, 14]])
+    boxes = torch.tensor([[2.0, 3, 15, 12], [2.4, 2.6, 9.5, 9.49], [-5, -5, 100, H - 1], [0, 0, 4, 14]])
     naive = []
     for region, (x0, y0, x1, y1) in zip(percentile_region(maps), boxes.tolist(), strict=True):
         inside = [x0 <= x + 0.5 < x1 and y0 <= y + 0.5 < y1 for y, x in region.nonzero().tolist()]
         naive.append(sum(inside) / len(inside))
     torch.testing.assert_close(top5_in_box(maps, boxes), torch.tensor(naive, dtype=torch.float64), **EXACT)
-    assert naive[2] == 1
+    assert 0.5 < naive[2] <= 1
     assert 0 < naive[0] < 1
 
 
@@ -210,7 +210,8 @@ def test_part_hit_is_a_distance_in_radii() -> None:
 def test_no_annotation_is_undefined_and_a_constant_map_scores_zero(metric: Callable[..., Tensor]) -> None:
     maps, regions = scene(4)
     maps[1], maps[2] = 1, 0
-    regions[1:3] = True  # everything is annotated: a careless metric would score a constant map 1
+    regions[1:3] = True
+    regions[1:3, 0, 0] = False  # all but a pixel is annotated: a careless metric would score a constant map 1
     regions[3] = False
     scores = metric(maps, regions)
     assert scores.dtype == torch.float64
@@ -223,8 +224,27 @@ def test_no_annotation_is_undefined_and_a_constant_map_scores_zero(metric: Calla
 def test_a_constant_map_never_hits_a_point_or_a_box() -> None:
     maps = torch.full((1, H, W), 0.7)
     assert part_hit(maps, torch.tensor([[5.0, 5.0]]), torch.tensor([1000.0])).tolist() == [0]
-    assert top5_in_box(maps, torch.tensor([[0.0, 0, W, H]])).tolist() == [0]
-    assert pointing_game(maps, torch.ones(1, H, W, dtype=torch.bool), 100).tolist() == [0]
+    assert top5_in_box(maps, torch.tensor([[0.0, 0, W, H - 1]])).tolist() == [0]
+    nearly = torch.ones(1, H, W, dtype=torch.bool)
+    nearly[0, 0, 0] = False
+    assert pointing_game(maps, nearly, 100).tolist() == [0]
+
+
+@pytest.mark.parametrize("metric", BY_REGION)
+def test_an_annotation_of_the_whole_image_asks_nothing(metric: Callable[..., Tensor]) -> None:
+    maps = torch.rand(2, H, W, generator=torch.Generator().manual_seed(0))
+    regions = torch.ones(2, H, W, dtype=torch.bool)
+    regions[1, 0, 0] = False
+    scores = metric(maps, regions)
+    assert math.isnan(scores[0])
+    assert not math.isnan(scores[1])
+
+
+def test_a_box_of_the_whole_image_asks_nothing() -> None:
+    maps = torch.rand(2, H, W, generator=torch.Generator().manual_seed(0))
+    scores = top5_in_box(maps, torch.tensor([[0.0, 0, W, H], [0, 0, W - 1, H]]))
+    assert math.isnan(scores[0])
+    assert not math.isnan(scores[1])
 
 
 @pytest.mark.parametrize("metric", BY_REGION)

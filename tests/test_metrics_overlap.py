@@ -157,7 +157,7 @@ def test_a_constant_map_is_no_hit_and_no_annotation_is_undefined(name: str) -> N
     assert abs(constant - best) >= 0.5
     assert math.isnan(values[2])
     whole = score(torch.rand(1, 8, 8), torch.ones(1, 8, 8, dtype=torch.bool))
-    assert bool(whole.isnan()) == (name in ("oirr", "ior", "pixel-auc", "pixel-ap"))
+    assert math.isnan(whole)  # no map could miss it
 
 
 @names

@@ -20,11 +20,6 @@ def checked_regions(maps: Tensor, regions: Tensor) -> Tensor:
     return regions.to(maps.device)
 
 
-def annotated(regions: Tensor) -> Tensor:
-    """[N] bool: something is annotated."""
-    return regions.flatten(1).any(1)
-
-
 def divided(regions: Tensor) -> Tensor:
     """[N] bool: some pixels are annotated and some are not, so that inside can be told from outside."""
     flat = regions.flatten(1)

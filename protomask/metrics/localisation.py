@@ -3,7 +3,8 @@
 N maps of H x W pixels, one score each (float64). Every function is pure, and a row's score depends on that row alone.
 Three rules hold throughout:
 
-- Where a row's annotation is missing (a region that is all False, a NaN box or point) the score is NaN.
+- Where a row's annotation is missing (a region that is all False, a NaN box or point) the score is NaN, and so it is
+  where the annotation is the whole image, as boxes are on images that were cut to them: no map could miss it.
 - A constant map says nothing (:func:`protomask.region.is_constant`: a range of at most 1e-6, since maps are in [0, 1];
   scale raw gradients first) and scores 0, never a hit, whatever the annotation.
 - Pixels are ranked by :func:`protomask.region.rank`: by the map, ties by a blurred copy, then by a seeded shuffle. A
@@ -21,16 +22,16 @@ from torch import Tensor
 from protomask.checks import check_number, check_tensor
 from protomask.errors import InputError, expected
 from protomask.metrics._ranking import first_pixels, top_count
-from protomask.metrics._rows import annotated, checked_regions, scores
+from protomask.metrics._rows import checked_regions, divided, scores
 from protomask.region import boxes_of, order_of, peaks
 
 
 def pointing_game(maps: Tensor, regions: Tensor, tolerance: float = 0, *, order: Tensor | None = None) -> Tensor:
     """Whether the peak lies in the annotation: 1 where an annotated pixel is within ``tolerance`` of the peak, else 0.
 
-    Source: Zhang et al. 2018 (Excitation Backprop). Range {0, 1}; higher is better. NaN where the region is empty.
-    Pitfalls: TorchRay's 15 pixels of tolerance hit small objects from outside, so ours is 0 unless stated; Quantus
-    lets a constant map hit always, since its every pixel is the highest.
+    Source: Zhang et al. 2018 (Excitation Backprop). Range {0, 1}; higher is better. NaN where the region is empty or
+    the whole image. Pitfalls: TorchRay's 15 pixels of tolerance hit small objects from outside, so ours is 0 unless
+    stated; Quantus lets a constant map hit always, since its every pixel is the highest.
 
     Args:
         maps: [N, H, W].
@@ -44,16 +45,16 @@ def pointing_game(maps: Tensor, regions: Tensor, tolerance: float = 0, *, order:
     regions = checked_regions(maps, regions)
     check_number("tolerance", tolerance, 0)
     near = _distance(maps, peaks(maps, order=order)) <= tolerance
-    return scores((regions & near).flatten(1).any(1), maps, annotated(regions))
+    return scores((regions & near).flatten(1).any(1), maps, divided(regions))
 
 
 def energy(maps: Tensor, regions: Tensor) -> Tensor:
     """The energy pointing game: sum of max(map, 0) inside the annotation / sum of max(map, 0).
 
     Source: Wang et al. 2020 (Score-CAM). Range [0, 1]; higher is better; a random map expects the annotation's share of
-    the image. NaN where the region is empty; 0 where the map is nowhere positive. Pitfalls: negative values must be
-    clipped (CaBRNet does not), and a constant floor under the map costs energy without moving its region: see
-    :func:`energy_floor`.
+    the image. NaN where the region is empty or the whole image; 0 where the map is nowhere positive. Pitfalls: negative
+    values must be clipped (CaBRNet does not), and a constant floor under the map costs energy without moving its
+    region: see :func:`energy_floor`.
 
     Args:
         maps: [N, H, W].
@@ -63,15 +64,16 @@ def energy(maps: Tensor, regions: Tensor) -> Tensor:
         [N] float64.
     """
     regions = checked_regions(maps, regions)
-    return scores(_share_inside(maps.double(), regions), maps, annotated(regions))
+    return scores(_share_inside(maps.double(), regions), maps, divided(regions))
 
 
 def energy_floor(maps: Tensor, regions: Tensor) -> Tensor:
     """:func:`energy` of max(map - q, 0), q the map's own 80th percentile (linear interpolation, as numpy's).
 
     Source: ours; it forgives the floor that normalising, or blurring, puts under a map. Range [0, 1]; higher is better.
-    NaN where the region is empty; 0 where nothing exceeds q (a plateau of more than 20 % at the top). Pitfalls: outside
-    the highest 20 % it forgives everything, so read it beside ``energy``; a flat map of a large object scores 0.
+    NaN where the region is empty or the whole image; 0 where nothing exceeds q (a plateau of more than 20 % at the
+    top). Pitfalls: outside the highest 20 % it forgives everything, so read it beside ``energy``; a flat map of a large
+    object scores 0.
 
     Args:
         maps: [N, H, W].
@@ -82,15 +84,15 @@ def energy_floor(maps: Tensor, regions: Tensor) -> Tensor:
     """
     regions = checked_regions(maps, regions)
     floor = _percentile(maps.flatten(1), 80)[:, None, None]
-    return scores(_share_inside(maps.double() - floor, regions), maps, annotated(regions))
+    return scores(_share_inside(maps.double() - floor, regions), maps, divided(regions))
 
 
 def iou_p95(maps: Tensor, regions: Tensor, *, order: Tensor | None = None) -> Tensor:
     """IoU of the highest 5 % of the pixels with the annotation.
 
     Source: ProtoPNet's percentile-95 region (Chen et al. 2019). Range [0, 1]; higher is better. NaN where the region is
-    empty. Pitfall: the area is fixed, so an annotation of a share s of the image caps it at min(s, .05) / max(s, .05);
-    read it beside :func:`iou_best`.
+    empty or the whole image. Pitfall: the area is fixed, so an annotation of a share s of the image caps it at min(s,
+    .05) / max(s, .05); read it beside :func:`iou_best`.
 
     Args:
         maps: [N, H, W].
@@ -102,14 +104,14 @@ def iou_p95(maps: Tensor, regions: Tensor, *, order: Tensor | None = None) -> Te
     """
     regions = checked_regions(maps, regions)
     ious = _iou_at(order_of(maps, order), regions, torch.full((len(maps),), top_count(maps.shape[1] * maps.shape[2])))
-    return scores(ious, maps, annotated(regions))
+    return scores(ious, maps, divided(regions))
 
 
 def iou_own_area(masks: Tensor, regions: Tensor, *, order: Tensor | None = None) -> Tensor:
     """IoU of the round(sum(mask)) highest pixels (at least one) with the annotation: the area is the mask's own claim.
 
-    Source: ours. Range [0, 1]; higher is better. NaN where the region is empty. Pitfall: only a mask's sum is an area;
-    for other maps, scaled to [0, 1], the number means nothing.
+    Source: ours. Range [0, 1]; higher is better. NaN where the region is empty or the whole image. Pitfall: only a
+    mask's sum is an area; for other maps, scaled to [0, 1], the number means nothing.
 
     Args:
         masks: [N, H, W] in [0, 1].
@@ -126,7 +128,7 @@ def iou_own_area(masks: Tensor, regions: Tensor, *, order: Tensor | None = None)
     if masks.numel() and not 0 <= float(masks.min()) <= float(masks.max()) <= 1:
         raise InputError(expected("masks", "values in [0, 1]", f"{float(masks.min())} .. {float(masks.max())}"))
     counts = masks.sum((1, 2), dtype=torch.float64).round().long().clamp(min=1)
-    return scores(_iou_at(order_of(masks, order), regions, counts), masks, annotated(regions))
+    return scores(_iou_at(order_of(masks, order), regions, counts), masks, divided(regions))
 
 
 def iou_best(maps: Tensor, regions: Tensor, *, order: Tensor | None = None) -> Tensor:
@@ -134,8 +136,8 @@ def iou_best(maps: Tensor, regions: Tensor, *, order: Tensor | None = None) -> T
 
     Exact, by one cumulative sum, and not over a grid of thresholds. Source: the maximal box accuracy's idea (Choe et
     al. 2020), per item. Range (0, 1], at least the annotation's share of the image (the whole image is one cut); higher
-    is better. NaN where the region is empty. Pitfall: the threshold is chosen by the annotation, so this is an upper
-    bound on what any fixed rule would get.
+    is better. NaN where the region is empty or the whole image. Pitfall: the threshold is chosen by the annotation, so
+    this is an upper bound on what any fixed rule would get.
 
     Args:
         maps: [N, H, W].
@@ -150,14 +152,15 @@ def iou_best(maps: Tensor, regions: Tensor, *, order: Tensor | None = None) -> T
     inside = flat.gather(1, order_of(maps, order)).cumsum(1, dtype=torch.int32)
     sizes = torch.arange(1, flat.shape[1] + 1, device=maps.device, dtype=torch.int32)
     union = sizes + flat.sum(1, dtype=torch.int32)[:, None] - inside
-    return scores((inside.double() / union).amax(1), maps, annotated(regions))
+    return scores((inside.double() / union).amax(1), maps, divided(regions))
 
 
 def box_iou(maps: Tensor, regions: Tensor, *, order: Tensor | None = None) -> Tensor:
     """IoU of the box round the highest 5 % of the pixels with the tight box round the annotation.
 
     Source: ProtoPNet's high-activation box against the annotation. Range [0, 1]; higher is better. NaN where the region
-    is empty. Pitfall: one stray pixel stretches the box, so scattered maps lose more than they do on :func:`iou_p95`.
+    is empty or the whole image. Pitfall: one stray pixel stretches the box, so scattered maps lose more than they do on
+    :func:`iou_p95`.
 
     Args:
         maps: [N, H, W].
@@ -169,7 +172,7 @@ def box_iou(maps: Tensor, regions: Tensor, *, order: Tensor | None = None) -> Te
     """
     regions = checked_regions(maps, regions)
     top = first_pixels(order_of(maps, order), top_count(maps.shape[1] * maps.shape[2]), (maps.shape[1], maps.shape[2]))
-    return scores(_overlap(boxes_of(top).double(), boxes_of(regions).double()), maps, annotated(regions))
+    return scores(_overlap(boxes_of(top).double(), boxes_of(regions).double()), maps, divided(regions))
 
 
 def top5_in_box(maps: Tensor, boxes: Tensor, *, order: Tensor | None = None) -> Tensor:
@@ -177,7 +180,7 @@ def top5_in_box(maps: Tensor, boxes: Tensor, *, order: Tensor | None = None) -> 
 
     Source: the relevance-inside-box ratios of quanproto, on the region in place of the map's values, so that it cannot
     be infinite. Range [0, 1]; higher is better; a random map expects the box's share of the image. NaN where the box
-    is, or where it holds no pixel's centre. Pitfall: any blob in the box scores 1, so show the ``centre``
+    is, or where it holds no pixel's centre, or all. Pitfall: any blob in the box scores 1, so show the ``centre``
     control beside it.
 
     Args:
@@ -193,7 +196,7 @@ def top5_in_box(maps: Tensor, boxes: Tensor, *, order: Tensor | None = None) -> 
     count = top_count(maps.shape[1] * maps.shape[2])
     inside = _filled(boxes.to(maps.device), maps).flatten(1)
     share = inside.gather(1, order_of(maps, order)[:, :count]).sum(1).double() / count
-    return scores(share, maps, inside.any(1))
+    return scores(share, maps, inside.any(1) & ~inside.all(1))
 
 
 def part_hit(maps: Tensor, points: Tensor, radii: Tensor, factor: float = 1, *, order: Tensor | None = None) -> Tensor:
