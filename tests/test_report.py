@@ -287,6 +287,15 @@ def test_scores_with_a_mark_carry_a_dagger() -> None:
     assert any("†: the method was trained" in text for text in marked.text)
 
 
+@pytest.mark.parametrize("method", ["upsampling", "mdm"])
+def test_differences_with_a_marked_score_on_either_side_carry_a_dagger(method: str) -> None:
+    table = replace(_differences(), marked=[(method, "energy")])
+    page = _Page(render(Report("t", blocks=(table,))))
+    daggers = [[column for column, cell in enumerate(row) if "†" in cell] for row in page.tables[0]]
+    assert daggers == [[], [1], [1] if method == "mdm" else [], [1] if method == "mdm" else []]
+    assert any("†: one of the two was trained" in text for text in page.text)
+
+
 def test_dots_lie_where_the_numbers_say() -> None:
     plot = DotPlot("d", _scores().scores, ["energy", "deletion", "absent"], {"energy": 1, "deletion": -1})
     energy, deletion = panels(plot)

@@ -411,6 +411,7 @@ def test_the_page_tells_everything(folder: Path) -> None:
     assert "single-mask" in next(line for line in report.summary_lines if "†" in line)
     differences = [b for b in report.blocks if isinstance(b, DifferenceTable)]
     assert all(("upsampling", m) in (b.holds or ()) for b in differences for m in b.metrics)
+    assert {name for b in differences for name, _ in b.marked} == {"single-mask"}
     strips = [b for b in report.blocks if isinstance(b, Multiples)]
     assert [len(b.strips) for b in strips] == [6, 6, 8, 2]
     assert [tile.name for tile in strips[0].strips[0].tiles] == ["image", *METHODS]
@@ -486,6 +487,29 @@ def test_sanity_checks_tick_what_is_as_expected(folder: Path) -> None:
     assert good["annotation, iou-best"][1] is False  # in the made-up scores mdm lies above the annotation
     assert good["annotation, iou-best"][0].startswith("above it: mdm by 0.")
     assert good["random, pointing-game"][1] is False
+
+
+def test_only_metrics_that_the_annotation_tops_are_checked_against_it(tmp_path: Path) -> None:
+    names = ("energy", "part-hit", "top5-in-box", "box-iou", "ior", "oirr")
+    made = make_results(tmp_path, 6, ("mdm", "upsampling", "annotation"), size=24, metrics=names)
+    found = _checks(read_results(made))
+    assert {name for name in found if name.startswith("annotation")} == {"annotation, energy", "annotation, oirr"}
+
+
+def test_scores_that_flatter_a_method_are_no_evidence_against_the_controls(folder: Path) -> None:
+    results = read_results(folder)
+
+    def count(read: Results) -> int:
+        tables = [b for b in page(read, Choice(pairs=1)).blocks if isinstance(b, PlainTable)]
+        table = next(t for t in tables if t.columns[1].startswith("metrics on which it clearly beats"))
+        return int(next(row[1] for row in table.rows if row[0] == "single-mask"))  # type: ignore[arg-type]
+
+    values = dict(results.values)
+    values["single-mask"] = {**values["single-mask"], "insertion": np.full(20, 5.0), "energy": np.full(20, 5.0)}
+    methods = dict(results.about["methods"])
+    methods["single-mask"] = {**methods["single-mask"], "fill": ""}
+    assert count(Results(folder, {**results.about, "methods": methods}, results.pairs, values)) == 2
+    assert count(Results(folder, results.about, results.pairs, values)) == 1
 
 
 def test_methods_that_the_same_scores_flatter_are_named_together() -> None:

@@ -26,7 +26,8 @@ from protomask.errors import ProtomaskError
 from protomask.evaluation import CONTROLS, Evaluation
 from protomask.files import write_bytes, write_text
 from protomask.jobs.digests import digest_weights
-from protomask.jobs.studies import Studied
+from protomask.jobs.studies import AGREEMENT as AGREED
+from protomask.jobs.studies import UNRELATED, Studied
 from protomask.loading import Loaded
 from protomask.localisers import LOCALISERS
 from protomask.metrics import METRICS, Summary, flattering
@@ -36,7 +37,7 @@ from protomask.reporting.beside import AGREEMENT, PROTOTYPES, Beside, write_besi
 from protomask.reporting.kept import Kept
 from protomask.reporting.latex import latex
 from protomask.reporting.page import TITLES, Choice, describe_pairs, page
-from protomask.reporting.results import FORMAT_VERSION, read_results
+from protomask.reporting.results import FORMAT_VERSION, SANITY, read_results
 from protomask.reporting.tidy import Scored, write_csv, write_parquet
 from protomask.store import write_scores
 from protomask.store._json import read_json, write_json
@@ -281,11 +282,13 @@ def _latex(summaries: Mapping[str, Mapping[str, Summary]], result: Evaluation) -
     tables: dict[str, list[str]] = {}
     for name, metric in METRICS.items():
         if name in defined:
-            tables.setdefault(TITLES.get(metric.family, metric.family.capitalize()), []).append(name)
+            own = [name, UNRELATED] if name == AGREED else [name]  # neither means anything without the other
+            tables.setdefault(TITLES.get(metric.family, metric.family.capitalize()), []).extend(own)
+    ranking = {name: 0 if METRICS[name].family == SANITY else way for name, way in DIRECTIONS.items()}
     controls = [m for m in summaries if m in CONTROLS]
     marked = {
         (method, metric)
         for method, fill in result.fills.items()
         for metric in flattering(fill, summaries.get(method, ()), result.scoring_fill)
     }
-    return latex(summaries, tables, DIRECTIONS, controls, marked)
+    return latex(summaries, tables, ranking, controls, marked)

@@ -221,11 +221,8 @@ def _scores(results: Results, reference: str) -> list[Block]:
         blocks.append(ScoreTable(heading, results.summaries, metrics, results.directions, "", results.controls, marked))
         if found:
             title = f"{heading}: {reference} minus the others"
-            blocks.append(
-                DifferenceTable(
-                    title, reference, found, metrics, results.directions, _paired(compared), results.controls, holds
-                )
-            )
+            told = (_paired(compared), results.controls, holds, marked)
+            blocks.append(DifferenceTable(title, reference, found, metrics, results.directions, *told))
     return blocks
 
 

@@ -63,6 +63,8 @@ class DifferenceTable:
         controls: methods that are set apart.
         holds: (method, metric) of the differences that stand after correction for many comparisons, which get the
             star; None where nothing was corrected: then all whose interval excludes zero get it.
+        marked: (method, metric) of the scores that carry a dagger, of the baseline or another: so does a difference
+            with such a score on either side.
     """
 
     heading: str
@@ -73,6 +75,7 @@ class DifferenceTable:
     caption: str = ""
     controls: Collection[str] = CONTROLS
     holds: Collection[tuple[str, str]] | None = None
+    marked: Collection[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True)

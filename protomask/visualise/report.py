@@ -186,7 +186,13 @@ def _differences(table: DifferenceTable) -> _Table:
     pairs = _one_count(table.differences, table.metrics)
     rows = []
     for method, values in table.differences.items():
-        cells = tuple(_difference(table, method, values.get(metric), metric, pairs) for metric in table.metrics)
+        cells = tuple(
+            replace(
+                _difference(table, method, values.get(metric), metric, pairs),
+                dagger=bool({(method, metric), (table.baseline, metric)} & set(table.marked)),
+            )
+            for metric in table.metrics
+        )
         rows.append(_Row(method, method_colour(method), method in table.controls, cells))
     if table.holds is None:
         signs = "Bold with a star: the interval excludes zero"
@@ -196,6 +202,8 @@ def _differences(table: DifferenceTable) -> _Table:
         f"{table.baseline} minus the other, pair by pair: mean and 95 % interval{_of(pairs)}. "
         f"{signs}; the word says how {table.baseline} fares. {_directions(table)}"
     )
+    if any(cell.dagger for row in rows for cell in row.cells):
+        note += " †: one of the two was trained with the fill that scores it here."
     corner = f"{table.baseline} minus"
     return _Table(table.heading, table.caption, corner, _columns(table), tuple(rows), note.strip())
 
