@@ -14,6 +14,7 @@ from protomask.commands.common import DIRECTIONS
 from protomask.jobs.studies import AGREEMENT, UNRELATED
 from protomask.metrics import Summary, paired_difference
 from protomask.reporting.beside import Beside
+from protomask.reporting.studies import spell_compared
 
 
 def pooled(tables: Sequence[Beside]) -> Pool | None:
@@ -74,6 +75,9 @@ def sanity(data: Evaluated) -> list[str]:
         "both share was not learned. Controls see no weights and score 1. `agreement`: rank correlation of the maps "
         "of independent trainings, of the same image and of two unrelated ones; only the difference is agreement."
     )
+    compared = [spell_compared(run) for run in data.runs if run.about.get("compared")]
+    if compared:
+        said += f" Compared were: {'. '.join(compared)}."
     rows = [[m, *(spelt(column[m]) if m in column else "-" for column in columns.values())] for m in shown]
     return ["## Sanity", said, markdown(["method", *columns], rows)]
 

@@ -86,6 +86,7 @@ def _joined(runs: Sequence[Results]) -> Results:
         "metrics": {name: metric for run in runs for name, metric in run.about["metrics"].items()},
         "methods": {method: own[0].about["methods"].get(method, {}) for method, own in holders.items()},
         "sources": list(_left(runs, holders)),
+        "compared": next((run.about["compared"] for run in runs if run.about.get("compared")), []),
     }
     about["command"] = "\n".join(str(source["command"]) for source in about["sources"])
     values = {method: {k: v for run in own for k, v in run.values[method].items()} for method, own in holders.items()}

@@ -29,6 +29,7 @@ from protomask.metrics.similarity import map_similarity
 from protomask.model import Contract, class_prototypes, contract, untouched
 from protomask.pairs import SHOWN, tensors
 from protomask.records import Localisation, Targets
+from protomask.region import is_constant
 from protomask.store.shards import as_stored
 from protomask.targets import TargetsLike
 
@@ -170,17 +171,19 @@ class Agreement:
     """How alike the maps of several models are.
 
     Attributes:
-        same: [M (M - 1) / 2, B] float64, per pair of models and image: the maps of one image; NaN where one has none.
-        different: likewise, the first model's map against the second's of the *next* image: what the method's habits
-            alone (smoothness, a fall towards the border, a blob in the middle) make of it.
+        same: [M (M - 1) / 2, B] float64, per pair of models and image: the maps of one image; NaN where one is flat.
+        different: likewise, the first model's map against the second's of an unrelated image (:func:`unrelated`): what
+            the method's habits alone (smoothness, a fall towards the border, a blob in the middle) make of it.
         pairs: the models of each row.
         groups: B names, what intervals are clustered by.
+        capacities: M numbers of weights.
     """
 
     same: Tensor
     different: Tensor
     pairs: tuple[tuple[int, int], ...]
     groups: tuple[str, ...]
+    capacities: tuple[int, ...]
 
 
 def agreement_images(dataset: Dataset, images: int = AGREEMENT_IMAGES, seed: int = 0) -> list[int]:
@@ -202,34 +205,74 @@ def agreement(
     """How alike the evidence maps of independently trained models are on the same images.
 
     Prototype 3 of one training is not prototype 3 of another, so what is compared is an image's evidence for its own
-    class: the mean map of its ``shown`` most activated prototypes of that class. Range [-1, 1]; higher is better, and
-    only by as much as it exceeds ``different``. Pitfalls: models of little capacity agree because they can do little
-    else, so compare methods on the same models; a map that ignores the model agrees perfectly (the controls show it).
+    class: the mean map of its ``shown`` most activated prototypes of that class. Source: ours. Range [-1, 1]; higher is
+    better, and only by as much as it exceeds ``different``. NaN where one of the two maps is constant. Pitfalls: models
+    of little capacity agree because they can do little else, so compare methods on the same models, and state their
+    ``capacities``; a map that ignores the model agrees perfectly (the controls show it).
 
     Args:
         models: at least two, of one input size, trained on the data set's classes.
         dataset: its samples.
         method: a localiser.
-        images: how many, drawn from the seed.
+        images: how many, at least two, drawn from the seed.
         shown: prototypes per image.
         kind: one of :data:`protomask.metrics.similarity.SIMILARITIES`.
         seed: of the images and of whatever the method draws.
         batch: images in one network pass.
 
     Raises:
-        InputError: fewer than two models, or models of different input sizes.
+        InputError: fewer than two models or images, or models of different input sizes.
     """
-    known = [contract(model) for model in models]
     check_count("images", images)
+    samples = [dataset[index] for index in agreement_images(dataset, images, seed)]
+    return agreement_on(models, samples, method, shown=shown, kind=kind, seed=seed, batch=batch)
+
+
+def agreement_on(
+    models: Sequence[object],
+    samples: Sequence[Sample],
+    method: str | Localiser = "mdm",
+    *,
+    shown: int = SHOWN,
+    kind: str = "rank-correlation",
+    seed: int = 0,
+    batch: int = 32,
+) -> Agreement:
+    """:func:`agreement` on samples that were chosen and read before; the rest as there."""
+    known = [contract(model) for model in models]
     if len(known) < 2 or len({m.input_shape for m in known}) > 1:
         shapes = [m.input_shape for m in known]
         raise InputError(expected("models", "at least two of one input size", shapes))
-    samples = [dataset[index] for index in agreement_images(dataset, images, seed)]
+    if len(samples) < 2:
+        raise InputError(expected("images", "at least two, since each is compared with another one", len(samples)))
     maps = [_evidence(model, samples, method, shown, seed, batch) for model in known]
+    others = unrelated(samples)
     pairs = tuple(combinations(range(len(known)), 2))
-    same = [map_similarity(maps[a], maps[b], kind) for a, b in pairs]
-    different = [map_similarity(maps[a], maps[b].roll(-1, 0), kind) for a, b in pairs]
-    return Agreement(torch.stack(same), torch.stack(different), pairs, tuple(s.group for s in samples))
+    same = torch.stack([_alike(maps[a], maps[b], kind) for a, b in pairs])
+    different = torch.stack([_alike(maps[a], maps[b][others], kind) for a, b in pairs])
+    return Agreement(same, different, pairs, tuple(s.group for s in samples), tuple(map(capacity, known)))
+
+
+def unrelated(samples: Sequence[Sample]) -> list[int]:
+    """For each of B >= 2 samples the next one, round the end, of another class and group; else of another group; else
+    the next."""
+    count = len(samples)
+    found = []
+    for k, own in enumerate(samples):
+        others = [(k + step) % count for step in range(1, count)]
+        strange = [n for n in others if samples[n].group != own.group]
+        found.append(next((n for n in strange if samples[n].label != own.label), (strange or others)[0]))
+    return found
+
+
+def capacity(model: Contract) -> int:
+    """The number of a model's weights; 0 where it has no module."""
+    return 0 if model.module is None else sum(p.numel() for p in model.module.parameters())
+
+
+def _alike(a: Tensor, b: Tensor, kind: str) -> Tensor:
+    """[N] float64; NaN where one of the two is constant: a model that finds nothing neither agrees nor disagrees."""
+    return map_similarity(a, b, kind).masked_fill(is_constant(a) | is_constant(b), torch.nan)
 
 
 def _evidence(

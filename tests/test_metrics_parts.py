@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 import protomask
+from protomask.data import Sample, to_tensor
 from protomask.errors import InputError, ModelError
 from protomask.localisers import Maps, Request
 from protomask.metrics import (
@@ -28,7 +29,7 @@ from protomask.metrics import (
     stability,
 )
 from protomask.prototype_scores import prototype_scores
-from protomask.sanity import agreement, cascade, layers_of, randomisation, randomised
+from protomask.sanity import agreement, agreement_images, cascade, layers_of, randomisation, randomised, unrelated
 from tests.test_locate import same, snapshot
 from tests.toys import BLOCKS, BlockScenes, ConvModel, block_model, scenes
 
@@ -272,6 +273,9 @@ def test_maps_that_ignore_the_model_fail_the_randomisation_test() -> None:
     torch.testing.assert_close(randomisation(model, images, pairs, "upsampling", found=found), learned)
     stages = cascade(model, images, pairs, "upsampling", stages=2)
     assert list(stages) == ["body.1", ""]
+    upper = randomisation(model, images, pairs, "upsampling", layers=layers_of(model)[:1:-1])
+    torch.testing.assert_close(stages["body.1"], upper)
+    assert not torch.allclose(upper, learned)
     torch.testing.assert_close(stages[""], learned)
     assert same(before, snapshot(model))
     with pytest.raises(ModelError, match="a module with weights to shuffle"):
@@ -289,5 +293,47 @@ def test_agreement_tells_the_image_from_the_habit() -> None:
     centre = agreement(models[::2], data, "centre", images=5)
     torch.testing.assert_close(centre.same, centre.different)  # perfect, and about nothing
     assert len(result.groups) == 5
+    assert result.capacities == (sum(p.numel() for p in models[0].parameters()),) * 3
     with pytest.raises(InputError, match="models: expected at least two of one input size"):
         agreement(models[:1], data)
+    with pytest.raises(InputError, match="images: expected at least two"):
+        agreement(models, data, images=1)
+
+
+def test_agreement_is_of_the_most_activated_prototypes_of_the_own_class() -> None:
+    models, data = [ConvModel(6, 3, seed=k).eval() for k in (0, 1)], BlockScenes(12)
+    samples = [data[index] for index in agreement_images(data, 5, 0)]
+    evidence: list[list[Tensor]] = []
+    for model in models:
+        evidence.append([])
+        for sample in samples:
+            image = to_tensor([sample.image], model.mean, model.std)
+            own = [p for p in range(6) if p // 2 == sample.label]
+            best = max(own, key=lambda p: float(model.activations(image)[0, p].detach()))
+            evidence[-1].append(protomask.locate(model, image, [(0, best)], method="upsampling").maps[0])
+    result = agreement(models, data, "upsampling", images=5, shown=1)
+    for k, sample in enumerate(samples):
+        other = next(n % 5 for n in range(k + 1, k + 5) if samples[n % 5].label != sample.label)
+        for known, place in ((result.same, k), (result.different, other)):
+            wanted = spearmanr(evidence[0][k].flatten(), evidence[1][place].flatten()).statistic
+            assert float(known[0, k]) == pytest.approx(wanted, abs=1e-4)
+    assert not torch.allclose(result.same, result.different, atol=0.05)
+
+
+def test_a_model_that_finds_nothing_neither_agrees_nor_disagrees() -> None:
+    data = BlockScenes(6)
+    blind = ConvModel(3, 3, seed=1).eval()
+    with torch.no_grad():
+        blind.vectors += 1e3  # every similarity is 0, its floor
+    result = agreement([ConvModel(3, 3).eval(), blind], data, "upsampling", images=4)
+    assert result.same.isnan().all()
+    assert result.different.isnan().all()
+
+
+def test_the_unrelated_image_is_the_next_of_another_class_and_group() -> None:
+    def sample(label: int, group: str) -> Sample:
+        return replace(BlockScenes(1)[0], label=label, group=group)
+
+    assert unrelated([sample(0, "a"), sample(0, "b"), sample(1, "a"), sample(1, "c")]) == [3, 2, 1, 0]
+    assert unrelated([sample(0, "a"), sample(0, "a"), sample(0, "b")]) == [2, 2, 0]  # of the same class, if need be
+    assert unrelated([sample(0, "a"), sample(0, "a"), sample(0, "a")]) == [1, 2, 0]

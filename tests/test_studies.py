@@ -29,7 +29,7 @@ from protomask.reporting.beside import AGREEMENT, PROTOTYPES, Beside, read_besid
 from protomask.reporting.page import Choice, page
 from protomask.reporting.results import read_results
 from protomask.reporting.tidy import read_csv
-from protomask.sanity import agreement, randomisation
+from protomask.sanity import agreement, agreement_images, randomisation
 from protomask.store import read_run, read_scores
 from protomask.visualise.blocks import PlainTable, ScoreTable
 from tests.killing import contents
@@ -207,6 +207,8 @@ def test_the_report_shows_them(whole: Path) -> None:
     assert any(isinstance(b, ScoreTable) and tuple(b.metrics) == ("randomisation",) for b in sane)
     agreed = next(b for b in sane if isinstance(b, PlainTable) and b.columns[0] == "agreement")
     assert [row[0] for row in agreed.rows] == ["upsampling", "random", "centre"]
+    weights = sum(p.numel() for p in conv_model().parameters())
+    assert f"conv_model, {weights} weights and 6 prototypes; other_model, {weights} weights" in agreed.caption
     html = (whole / "report.html").read_text(encoding="utf-8")
     for words in ("Per prototype", "Sanity checks", "consistency", "randomisation", "unrelated images"):
         assert words in html
@@ -322,6 +324,18 @@ def test_a_sample_that_cannot_be_read_costs_its_prototypes_only(
     assert "prototype 4 over its images, centre: 5.png: expected a complete image" in capsys.readouterr().out
 
 
+def test_an_image_that_cannot_be_read_costs_its_agreement_only(
+    use: Callable[[Dataset], Dataset], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use(Damaged(12, masks=False))
+    assert evaluate_into(tmp_path, "energy,agreement", "--methods", "upsampling,centre", "--agree", OTHER) == 0
+    assert "5.png: expected a complete image" in capsys.readouterr().out
+    for method in ("upsampling", "centre"):
+        same = gather_studies(read_run(tmp_path)).alike[method]["agreement"]
+        drawn = agreement_images(BlockScenes(12), seed=0)
+        assert np.isnan(same[0]).tolist() == [index == 5 for index in drawn]
+
+
 def test_stored_maps_cannot_be_made_again(use: Callable[[Dataset], Dataset], tmp_path: Path) -> None:
     data = use(BlockScenes(12, masks=False))
     folder = tmp_path / "theirs-of-studies"
@@ -366,6 +380,7 @@ def test_the_cost_is_told(
         ("energy,agreement", [], "--agree: expected another training, with which `agreement` compares the model"),
         ("consistency,purity", [], "--metrics: expected one metric per pair at least, such as energy"),
         ("energy,nonsense", [], "metrics: expected one of"),
+        ("energy,agreement", ["--agree", OTHER, "--agree-images", "1"], "--agree-images: expected at least 2"),
         ("energy", ["--agree", "tests.toys:block_model"], "--agree block_model: expected a model of conv_model's"),
     ],
 )

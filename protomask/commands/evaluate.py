@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> None:
     threads = threads_of(args.threads, out)
     loaded, dataset = open_data(args)
     others = open_others(args)
-    check_studies(args.metrics, loaded, dataset, others)
+    check_studies(args.metrics, loaded, dataset, others, args.agree_images)
     args.batch = batch_of(args.batch, args.memory, device_of(loaded.model).type, out)
     settle_batch(args, loaded)
     options: dict[str, Any] = {

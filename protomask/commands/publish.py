@@ -89,7 +89,8 @@ def publish(
     write_text(out / "scores.tex", _latex(summaries, result))
     kept.finish(out, result.pairs.pairs, loaded.names())
     pictures = [*_put_pictures(out, extra), *draw_panels(out, loaded, result, kept)[:PANELS_SHOWN]]
-    write_json(out / "run.json", run_record(loaded, dataset, result, kept, seed, counts, pictures), indent=1)
+    about = run_record(loaded, dataset, result, kept, seed, counts, pictures)
+    write_json(out / "run.json", {**about, **_compared(studied or Studied())}, indent=1)
     report_from(out)
     print(f"written: {', '.join(str(out / name) for name in (*WRITTEN, *written))}")
 
@@ -104,6 +105,15 @@ def tables_of(studied: Studied, loaded: Loaded) -> tuple[Beside, Beside]:
         Beside(PROTOTYPES, prototypes, studied.scores),
         Beside(AGREEMENT, tuple((str(k), *row) for k, row in enumerate(rows)), alike),
     )
+
+
+def _compared(studied: Studied) -> dict[str, Any]:
+    """What run.json says of the models that were compared; nothing where none were."""
+    told = [
+        {"name": name, "weights": weights, "prototypes": count}
+        for name, (weights, count) in zip(studied.models, studied.capacities, strict=True)
+    ]
+    return {"compared": told} if told else {}
 
 
 def _classes(loaded: Loaded, prototype: int) -> str:

@@ -110,7 +110,7 @@ def plan_evaluate(
         "qualified": drawn.pairs.qualified,
         "skipped": list(drawn.skipped),
         **beside.items,
-        "compared_with": list(beside.names),
+        "compared": [list(model) for model in beside.compared],
     }
     chunks = 1 + max((shard.chunk for shard in shards), default=-1)
     shards += cut_studies(beside, methods, settings, chunks)

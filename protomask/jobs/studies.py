@@ -26,10 +26,10 @@ from protomask.locating import resolve_method
 from protomask.metrics import metrics_by_scope
 from protomask.pairs import SHOWN
 from protomask.prototype_scores import IMAGES, pool_size, prototype_pools, prototype_scores, rounds_of
-from protomask.sanity import AGREEMENT_IMAGES, agreement, agreement_images, check_shuffles
+from protomask.sanity import AGREEMENT_IMAGES, agreement_images, agreement_on, capacity, check_shuffles
 from protomask.store.plans import ShardPlan
 from protomask.store.runs import Run
-from protomask.store.shards import Shard
+from protomask.store.shards import Failure, Shard
 
 PROTOTYPES, AGREEMENT = "prototypes", "agreement"
 UNRELATED = "agreement-unrelated"
@@ -63,20 +63,27 @@ class Planned:
         items: study -> its items.
         settings: study -> what its results depend on beside the method, the model and the run's settings.
         maps: study -> how many maps an item takes.
-        names: of the models that the first is compared with.
+        compared: name, number of weights and of prototypes of each model that is compared, the first one's first.
     """
 
     items: Mapping[str, list[Any]] = field(default_factory=dict)
     settings: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     maps: Mapping[str, int] = field(default_factory=dict)
-    names: tuple[str, ...] = ()
+    compared: tuple[tuple[str, int, int], ...] = ()
 
 
-def check_studies(names: Sequence[str] | None, loaded: Loaded, dataset: Dataset, others: Sequence[Loaded]) -> None:
+def check_studies(
+    names: Sequence[str] | None,
+    loaded: Loaded,
+    dataset: Dataset,
+    others: Sequence[Loaded],
+    images: int = AGREEMENT_IMAGES,
+) -> None:
     """That what the metrics need is there.
 
     Raises:
-        InputError: an unknown metric; no annotated parts; no other model, or one of other classes or another size.
+        InputError: an unknown metric; no annotated parts; no other model, or one of other classes or another size; a
+            single image to compare models on.
         ModelError: no weights to shuffle.
     """
     scopes = metrics_by_scope(names)
@@ -85,6 +92,8 @@ def check_studies(names: Sequence[str] | None, loaded: Loaded, dataset: Dataset,
         raise InputError(expected("--metrics", wanted, f"no parts in {dataset.name!r}"))
     if "agreement" in scopes["study"] and not others:
         raise InputError(expected("--agree", "another training, with which `agreement` compares the model", "none"))
+    if others and images < 2:
+        raise InputError(expected("--agree-images", "at least 2: each is compared with another one, too", images))
     if "randomisation" in scopes["study"]:
         check_shuffles(loaded.model)
     for other in others:
@@ -118,7 +127,9 @@ def plan_studies(loaded: Loaded, dataset: Dataset, content: Callable[[int], str]
         items[AGREEMENT] = [_compared(dataset, content, drawn)]
         settings[AGREEMENT] = {"models": [digest_model(other.model) for other in asked.others]}
         maps[AGREEMENT] = len(drawn) * (1 + len(asked.others)) * SHOWN
-    return Planned(items, settings, maps, tuple(other.name for other in asked.others))
+    models = (loaded, *asked.others) if asked.others else ()
+    compared = tuple((m.name, capacity(m.model), m.model.num_prototypes) for m in models)
+    return Planned(items, settings, maps, compared)
 
 
 def _prototypes(
@@ -213,15 +224,24 @@ def compute_study(
 
 def _agreement(shard: ShardPlan, loaded: Loaded, dataset: Dataset, asked: Asked, seed: int, batch: int) -> Shard:
     models = [loaded.model, *(other.model for other in asked.others)]
+    drawn = agreement_images(dataset, asked.images, seed)
+    samples, places, unread = [], [], []
+    for place, index in enumerate(drawn):
+        try:
+            samples.append(dataset[index])
+            places.append(place)
+        except DataError as error:
+            unread.append(Failure(str(index), str(error)))
 
     def score(_: list[int]) -> Mapping[str, Tensor]:
-        found = agreement(models, dataset, shard.method, images=asked.images, seed=seed, batch=batch)
-        return {"agreement": found.same.flatten(), UNRELATED: found.different.flatten()}
+        found = agreement_on(models, samples, shard.method, seed=seed, batch=batch)
+        return {AGREEMENT: found.same.flatten(), UNRELATED: found.different.flatten()}
 
     parts, failed = all_or_each(score, [f"agreement, {shard.method}"])
     scores = {name: values.double().numpy() for _, part in parts for name, values in part.items()}
-    rows = np.arange(len(scores["agreement"]) if scores else 0)
-    return Shard(shard.key, None, (), rows, scores, failed=tuple(failed))
+    pairs = len(models) * (len(models) - 1) // 2
+    rows = np.array([pair * len(drawn) + place for pair in range(pairs) for place in places], dtype=np.int64)
+    return Shard(shard.key, None, (), rows if scores else rows[:0], scores, failed=(*unread, *failed))
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,6 +253,7 @@ class Studied:
         scores: method -> metric -> [P'] float64, NaN where undefined; empty where none were asked for.
         images: (image, group) of those on which models were compared.
         models: their names, the first model's first.
+        capacities: weights and prototypes of each.
         alike: method -> ``agreement`` and :data:`UNRELATED` -> [M (M - 1) / 2, B] float64, NaN where undefined.
     """
 
@@ -240,6 +261,7 @@ class Studied:
     scores: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
     images: tuple[tuple[str, str], ...] = ()
     models: tuple[str, ...] = ()
+    capacities: tuple[tuple[int, int], ...] = ()
     alike: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
 
 
@@ -253,7 +275,9 @@ def gather_studies(run: Run) -> Studied:
     prototypes = tuple(int(item[0]) for item in about.get(PROTOTYPES, ()))
     compared = about.get(AGREEMENT, ((),))[0]
     images = tuple((str(image), str(group)) for image, group, _ in compared)
-    models = (str(about["model_name"]), *map(str, about["compared_with"])) if images else ()
+    compared = about.get("compared", ()) if images else ()
+    models = tuple(str(name) for name, _, _ in compared)
+    capacities = tuple((int(weights), int(count)) for _, weights, count in compared)
     scores: dict[str, dict[str, np.ndarray]] = {}
     alike: dict[str, dict[str, np.ndarray]] = {}
     for planned in run.plan.shards:
@@ -264,7 +288,7 @@ def gather_studies(run: Run) -> Studied:
             pairs = len(models) * (len(models) - 1) // 2
             _put(flat, run.read(planned), 0, pairs * len(images))
             alike[planned.method] = {name: values.reshape(pairs, len(images)) for name, values in flat.items()}
-    return Studied(prototypes, scores, images, models, alike)
+    return Studied(prototypes, scores, images, models, capacities, alike)
 
 
 def _put(columns: dict[str, np.ndarray], shard: Shard, start: int, count: int) -> None:

@@ -85,8 +85,16 @@ def _agreement(results: Results) -> list[Block]:
         "Rank correlation of the evidence maps of independently trained models: of the same image, and of two "
         "unrelated ones, which is what the method's own habits make of it. Only the difference is agreement."
     )
+    if results.about.get("compared"):
+        caption += f" Models of little capacity agree because they can do little else: {spell_compared(results)}."
     columns = ("agreement", "same image", "unrelated images", "difference", "n")
     return [PlainTable(HEADING, columns, rows, caption)]
+
+
+def spell_compared(results: Results) -> str:
+    """The models that were compared, with their capacities."""
+    told = results.about.get("compared", ())
+    return "; ".join(f"{m['name']}, {m['weights']:,} weights and {m['prototypes']:,} prototypes" for m in told)
 
 
 def _metrics(table: Beside) -> tuple[str, ...]:
