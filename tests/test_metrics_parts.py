@@ -69,6 +69,9 @@ def test_consistency_and_purity_by_hand() -> None:
     wanted = torch.arange(4)
     assert table(consistency(hits, visible, prototypes, wanted)) == [1, 0, -1, -1]
     assert table(purity(hits, visible, prototypes, wanted)) == [0.8, 0.75, -1, -1]
+    blank = torch.zeros_like(visible)  # images of prototypes 0 .. 2 that show no part at all
+    assert table(consistency(hits & blank, blank, prototypes, wanted)) == [-1] * 4
+    assert table(consistency(hits & blank, blank, prototypes, wanted, mode="published")) == [0, 0, 0, -1]
     # Published: seen once, hit once, is a share of 1.
     assert table(consistency(hits, visible, prototypes, wanted, mode="published")) == [1, 0, 1, -1]
     assert table(purity(hits, visible, prototypes, wanted, mode="published")) == [0.8, 0.75, 1, -1]
@@ -103,7 +106,8 @@ def test_scores_per_prototype_are_the_naive_loops(seed: int, mode: str, n: int) 
             for part in range(3)
             if visible[mine, part].sum() >= (2 if mode == "fixed" else 1)
         ]
-        naive["consistency"].append(float(max(shares) >= 0.8) if shares else -1)
+        unseen = 0.0 if mode == "published" and len(mine) else -1
+        naive["consistency"].append(float(max(shares) >= 0.8) if shares else unseen)
         naive["purity"].append(max(shares) if shares else -1)
         same = [(hits[i] == noisy[i]).all() and (mode == "published" or hits[i].any()) for i in mine]
         naive["stability"].append(float(np.mean(same)) if same else -1)

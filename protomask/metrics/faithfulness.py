@@ -95,7 +95,9 @@ def curves(
     """Relative activation as 0, 1 / steps, ... 1 of the pixels, in ranking order, are deleted or inserted.
 
     Deletion replaces them by the fill; insertion puts them on the filled image. The two ends of a curve are known
-    (``before`` and the filled image), so a pair costs ``steps - 1`` images.
+    (``before`` and the filled image), so a pair costs ``steps - 1`` images. Source: Petsiuk et al. 2018 (RISE). Range:
+    that of r, 1 on the whole image; low is good for deletion, high for insertion. Pitfall: a mixture of image and fill
+    is an image that the network never saw: look at more than one fill.
 
     Args:
         model: the model.
@@ -149,7 +151,8 @@ def area(curve: Tensor, share: float = 1.0) -> Tensor:
     """The mean height of a curve over the first ``share`` of the pixels: trapezoid, linear at the cut, / share.
 
     Source: Petsiuk et al. 2018 (RISE), on a prototype's activation in place of a class's probability. The range is that
-    of r; for deletion lower is better, for insertion higher.
+    of r; for deletion lower is better, for insertion higher. Pitfall: most of it lies far down the ranking, where maps
+    say little: the first ``share`` tells methods apart.
 
     Args:
         curve: [N, steps + 1].
@@ -188,7 +191,8 @@ def sufficiency_drop(
 
     Source: average drop (Chattopadhay et al. 2018), with a region of fixed area in place of a soft mask, so that a map
     cannot win by keeping more. Range [0, 1] and above 1 where r is negative; lower is better. NaN where ``before``
-    is at or below the floor. Arguments as in :func:`curves`.
+    is at or below the floor. Pitfall: what is left is mostly fill, so it depends on the fill more than any other score
+    does. Arguments as in :func:`curves`.
 
     Returns:
         [N] float64.

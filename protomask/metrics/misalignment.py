@@ -73,11 +73,12 @@ class Attack:
 def pac(after: Tensor) -> Tensor:
     """Prototype activation change: 1 - r(attacked), the relative activation lost to changes outside the region.
 
-    Range [0, 1], above 1 where the activation falls below its floor; 0 where the attack finds nothing (the image itself
-    is always among the candidates, but under ``mode="published"``, where noise can raise the activation and the change
-    be negative); lower is better. NaN where there was nothing to explain. Pitfalls: published in per
-    cent of the raw activation, which has no meaning where a model's floor is not 0; a larger region is attacked less,
-    so regions have one area (:func:`spared_pixels`); a network that is robust scores well whatever its maps.
+    Source: Sacha et al. 2024. Range [0, 1], above 1 where the activation falls below its floor; 0 where the attack
+    finds nothing (the image itself is always among the candidates, but under ``mode="published"``, where noise can
+    raise the activation and the change be negative); lower is better. NaN where there was nothing to explain. Pitfalls:
+    published in per cent of the raw activation, which has no meaning where a model's floor is not 0; a larger region is
+    attacked less, so regions have one area (:func:`spared_pixels`); a network that is robust scores well whatever its
+    maps.
 
     Args:
         after: [N], the relative activation after the attack, NaN where undefined.

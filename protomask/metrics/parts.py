@@ -11,6 +11,8 @@ Source: consistency and stability from EvalProtoPNet (Huang et al., ICCV 2023), 
   prototype consistent, or pure. Ours asks for a part seen at least twice.
 - A prototype whose region holds no part at all, with noise and without, has equal vectors and counts as perfectly
   stable. Ours counts it as not stable: nothing was found, twice.
+
+A prototype none of whose images shows a part is published as not consistent; ours is undefined.
 """
 
 from __future__ import annotations
@@ -80,8 +82,9 @@ def consistency(
 ) -> Tensor:
     """1 where one part lies in the region on at least ``threshold`` of the images on which that part is visible.
 
-    Range {0, 1}; higher is better. NaN where no part is visible often enough to say (twice; once as published).
-    Pitfall: any map that always points at one spot of an aligned object is consistent: show the ``centre`` control.
+    Source: EvalProtoPNet (Huang et al. 2023). Range {0, 1}; higher is better. NaN where no part is visible often enough
+    to say (twice); published: 0 where none is visible at all. Pitfall: any map that always points at one spot of an
+    aligned object is consistent: show the ``centre`` control.
 
     Args:
         hits: [N, K] bool.
@@ -97,16 +100,19 @@ def consistency(
     check_number("threshold", threshold, 0, 1)
     shares = _shares(hits, visible, prototypes, wanted, mode)
     found = (shares >= threshold).any(1).double()
-    return found.masked_fill(shares.isnan().all(1), torch.nan)
+    unknown = shares.isnan().all(1)
+    if mode == "published":
+        unknown &= ~_members(prototypes, wanted, len(hits)).any(1)
+    return found.masked_fill(unknown, torch.nan)
 
 
 def purity(hits: Tensor, visible: Tensor, prototypes: Tensor, wanted: Tensor, *, mode: str = "fixed") -> Tensor:
     """The highest share, over parts, of images on which the part lies in the region, of those where it is visible.
 
-    PIP-Net takes each prototype's ten most activated images and merges left and right (:func:`merged_sides`). Range
-    [0, 1]; higher is better. NaN where no part is visible often enough to say. Pitfalls: as :func:`consistency`;
-    a larger square is purer, so its side must be stated; the maximum over parts is biased upwards where images are
-    few.
+    Source: PIP-Net (Nauta et al. 2023), which takes each prototype's ten most activated images and merges left and
+    right (:func:`merged_sides`). Range [0, 1]; higher is better. NaN where no part is visible often enough to say.
+    Pitfalls: as :func:`consistency`; a larger square is purer, so its side must be stated; the maximum over parts is
+    biased upwards where images are few.
 
     Args:
         hits: [N, K] bool.
@@ -133,10 +139,11 @@ def stability(
 ) -> Tensor:
     """The share of images whose region holds the same parts with noise on the image as without.
 
-    Noise of standard deviation .2, clipped at .25, in model-ready units, as published, but seeded. Range [0, 1]; higher
-    is better. NaN where the prototype has no image (none that shows a part, where ``visible`` is given). Pitfalls:
-    unseeded noise makes the published number differ from run to run; a region that holds no part is stable there (not
-    here); a map that ignores the image is perfectly stable: show the ``centre`` control.
+    Source: EvalProtoPNet (Huang et al. 2023). Noise of standard deviation .2, clipped at .25, in model-ready units, as
+    published, but seeded. Range [0, 1]; higher is better. NaN where the prototype has no image (none that shows a part,
+    where ``visible`` is given). Pitfalls: unseeded noise makes the published number differ from run to run; a region
+    that holds no part is stable there (not here); a map that ignores the image is perfectly stable: show the ``centre``
+    control.
 
     Args:
         hits: [N, K] bool, without noise.

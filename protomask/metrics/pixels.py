@@ -17,10 +17,11 @@ from protomask.region import order_of
 def pixel_auc(maps: Tensor, regions: Tensor, *, order: Tensor | None = None) -> Tensor:
     """Area under the ROC curve: how likely an annotated pixel ranks above one that is not.
 
-    (sum of the annotated pixels' ranks, counted from the lowest, - n (n + 1) / 2) / (n m): Mann-Whitney's U. Range
-    [0, 1]; higher is better; a random map expects .5. NaN where all pixels are annotated, or none. Pitfall: nearly all
-    of it is about the ranking of background pixels, so maps that differ at the top hardly differ here: read it beside
-    :func:`pixel_ap`. Ties are broken by the ranking, not counted half, so that a plateau counts as it is cut.
+    (sum of the annotated pixels' ranks, counted from the lowest, - n (n + 1) / 2) / (n m): Mann-Whitney's U. Source:
+    the AUC of the saliency benchmarks (Judd et al. 2012). Range [0, 1]; higher is better; a random map expects .5. NaN
+    where all pixels are annotated, or none. Pitfall: nearly all of it is about the ranking of background pixels, so
+    maps that differ at the top hardly differ here: read it beside :func:`pixel_ap`. Ties are broken by the ranking, not
+    counted half, so that a plateau counts as it is cut.
 
     Args:
         maps: [N, H, W].
@@ -42,9 +43,10 @@ def pixel_auc(maps: Tensor, regions: Tensor, *, order: Tensor | None = None) -> 
 def pixel_ap(maps: Tensor, regions: Tensor, *, order: Tensor | None = None) -> Tensor:
     """Average precision: the mean, over the annotated pixels, of the precision at the cut that just takes each in.
 
-    Range (0, 1]; higher is better; a random map expects about the annotation's share of the image. NaN where all pixels
-    are annotated, or none. Pitfall: its chance level is the annotation's share, so means over annotations of many sizes
-    mix scales: compare methods on the same pairs only.
+    Source: pixel average precision (PxAP, Choe et al. 2020), per item. Range (0, 1]; higher is better; a random map
+    expects about the annotation's share of the image. NaN where all pixels are annotated, or none. Pitfall: its chance
+    level is the annotation's share, so means over annotations of many sizes mix scales: compare methods on the same
+    pairs only.
 
     Args:
         maps: [N, H, W].
