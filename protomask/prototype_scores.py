@@ -23,7 +23,7 @@ from protomask.errors import InputError, expected
 from protomask.loading import Relabelled
 from protomask.localisers import Localiser
 from protomask.locating import locate
-from protomask.metrics.parts import consistency, merged_sides, parts_in_box, purity, stability
+from protomask.metrics.parts import MODES, consistency, merged_sides, parts_in_box, purity, stability
 from protomask.model import Contract, class_prototypes, contract, untouched
 from protomask.pairs import tensors
 
@@ -76,7 +76,7 @@ def prototype_scores(
         model: as for :func:`protomask.locate`.
         dataset: samples with annotated points, in the model's frame.
         method: a localiser.
-        prototypes: which; all where None.
+        prototypes: which, each once; all where None.
         metrics: which of :data:`PROTOTYPE_METRICS`; stability locates twice.
         images: per prototype.
         pool: images per class that purity chooses from.
@@ -88,11 +88,12 @@ def prototype_scores(
         progress: told of the pairs located.
 
     Raises:
-        InputError: no annotated parts, an unknown metric, or an index out of range.
+        InputError: no annotated parts, an unknown metric or mode, an index out of range or given twice.
     """
     known = contract(model)
     for name in metrics:
         check_choice("metrics", name, PROTOTYPE_METRICS)
+    check_choice("mode", mode, MODES)
     check_count("images", images)
     check_count("pool", pool)
     for name, value in (("half", half), ("patch_half", patch_half)):
@@ -102,9 +103,13 @@ def prototype_scores(
     wanted = list(range(known.num_prototypes) if prototypes is None else prototypes)
     for prototype in wanted:
         check_index("prototypes", prototype, known.num_prototypes)
+    if len(set(wanted)) < len(wanted):  # their images would count as often
+        raise InputError(expected("prototypes", "each index once", wanted))
     work = _Work(known, dataset, method, seed, batch, progress)
     pools = prototype_pools(known, dataset, wanted, pool_size(metrics, images, pool), seed)
-    return _scored(work, pools, torch.tensor(wanted), metrics, images, (half, patch_half), mode)
+    return _scored(
+        work, pools, torch.tensor(wanted, dtype=torch.int64), metrics, (images, pool), (half, patch_half), mode
+    )
 
 
 def _scored(
@@ -112,10 +117,11 @@ def _scored(
     pools: Mapping[int, list[int]],
     wanted: Tensor,
     metrics: Collection[str],
-    images: int,
+    counts: tuple[int, int],
     halves: tuple[float, float],
     mode: str,
 ) -> PrototypeScores:
+    images, pool = counts
     drawn = [(index, p) for p in wanted.tolist() for index in pools[p][:images]]
     values: dict[str, Tensor] = {}
     if drawn and {"consistency", "stability"} & set(metrics):
@@ -126,12 +132,13 @@ def _scored(
             noisy, _, _ = work.located(drawn, halves[0], noise=True)
             values["stability"] = stability(hits, noisy, rows, wanted, visible=visible, mode=mode)
     if drawn and "purity" in metrics:
-        hits, visible, rows = work.located(work.most_activated(pools, images), halves[1])
+        chosen = work.most_activated({p: found[:pool] for p, found in pools.items()}, images)
+        hits, visible, rows = work.located(chosen, halves[1])
         merged = merged_sides(hits, visible, work.dataset.part_names)
         values["purity"] = purity(*merged, rows, wanted, mode=mode)
     undefined = torch.full((len(wanted),), torch.nan, dtype=torch.float64)
-    counts = torch.tensor([min(images, len(pools[p])) for p in wanted.tolist()])
-    return PrototypeScores(wanted, counts, {n: values.get(n, undefined) for n in PROTOTYPE_METRICS if n in metrics})
+    located = torch.tensor([min(images, len(pools[p])) for p in wanted.tolist()], dtype=torch.int64)
+    return PrototypeScores(wanted, located, {n: values.get(n, undefined) for n in PROTOTYPE_METRICS if n in metrics})
 
 
 class _Work:
@@ -207,7 +214,7 @@ def prototype_pools(
 ) -> dict[int, list[int]]:
     """prototype -> up to ``size`` samples of its classes, in an order drawn from the seed.
 
-    Where the model tells no class weights, every sample is every prototype's.
+    Where the model tells no class weights, every sample is every prototype's; else a sample of no class is nobody's.
     """
     classed = model.class_weights() is not None
     owners: dict[int, frozenset[int]] = {}
@@ -218,7 +225,8 @@ def prototype_pools(
             break
         label = _label(dataset, index)
         if label not in owners:
-            owners[label] = frozenset(class_prototypes(model, [label]).tolist() if classed and label >= 0 else wanted)
+            own = class_prototypes(model, [label]).tolist() if classed and label >= 0 else ([] if classed else wanted)
+            owners[label] = frozenset(own)
         for prototype in open_ & owners[label]:
             pools[prototype].append(index)
     return pools
@@ -227,7 +235,8 @@ def prototype_pools(
 def _label(dataset: Dataset, index: int) -> int:
     """A sample's class; without reading the sample where the data set tells the labels of all."""
     if isinstance(dataset, Relabelled):
-        return dataset.labels[_label(dataset.dataset, index)]
+        inner = _label(dataset.dataset, index)
+        return dataset.labels[inner] if inner >= 0 else inner
     known = getattr(dataset, "labels", None)
     return dataset[index].label if known is None else int(known[index])
 
