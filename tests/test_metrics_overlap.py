@@ -129,6 +129,16 @@ def test_the_published_oirr_has_the_published_defects() -> None:
         oirr(maps, regions, mode="quanproto")
 
 
+def test_a_map_that_is_nowhere_positive_scores_what_chance_does() -> None:
+    """Not constant, so that it is scored by its own values, all of which count as nothing."""
+    regions = torch.zeros(2, 8, 8, dtype=torch.bool)
+    regions[:, :4, :4] = True
+    maps = -torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(2))
+    maps[1, :4, :4] = 0  # highest inside
+    assert ior(maps, regions).tolist() == [0, 0]
+    assert oirr(maps, regions).tolist() == [0.5, 0.5]
+
+
 # --- rules that hold for all ----------------------------------------------------------------------------------------
 
 

@@ -6,8 +6,10 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from protomask.blur import gaussian_blur
@@ -24,10 +26,11 @@ from protomask.metrics import (
     prc,
     seen_through,
 )
+from protomask.metrics._passes import pair_generator
 from protomask.metrics.misalignment import spared_boxes, spared_pixels
 from protomask.model import Contract, contract
 from protomask.records import Targets
-from protomask.region import percentile_region, top_pixels
+from protomask.region import percentile_region, rank, top_pixels
 from tests.test_locate import same, snapshot
 from tests.toys import BlockModel, ConvModel
 
@@ -190,6 +193,49 @@ def test_recolouring_grey_images_inverts_them() -> None:
     assert float(drop["local-perturbation"]) == pytest.approx(share * 0.8 / 0.9, abs=1e-9)
 
 
+class Oblong(ConvModel):
+    """Channels of different mean and spread, images that are higher than wide."""
+
+    mean, std = (0.5, 0.4, 0.6), (0.25, 0.2, 0.3)
+    input_shape = (3, SIDE, 24)
+
+
+def perturbed(kind: str, colours: Tensor, generator: torch.Generator) -> Tensor:
+    """[3, H, W] in [0, 1] -> the same, disturbed everywhere, by the letter of the documentation."""
+    red, green, blue = colours
+    if kind == "recolour":
+        return torch.stack([1 - green, 1 - blue, 1 - red])
+    if kind == "blur":
+        sigma = min(red.shape) / 10
+        planes = [gaussian_filter(c.numpy(), sigma, mode="mirror", radius=int(3 * sigma)) for c in colours]
+        return torch.stack([torch.from_numpy(plane) for plane in planes])
+    drawn = torch.randn(colours.shape, generator=generator, dtype=torch.float64)
+    return torch.clamp(colours + 0.2 * drawn, 0, 1)
+
+
+@pytest.mark.parametrize("kind", ["blur", "recolour", "noise"])
+@pytest.mark.parametrize("made", [ConvModel, Oblong])
+def test_the_colours_of_the_region_are_disturbed_as_the_naive_loop_does(made: type[ConvModel], kind: str) -> None:
+    inner = made().double().eval()
+    model = contract(inner)
+    mean, std = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (inner.mean, inner.std))
+    generator = torch.Generator().manual_seed(8)
+    colours = torch.rand(2, *inner.input_shape, generator=generator, dtype=torch.float64)
+    targets = Targets(torch.tensor([1, 0, 1, 0]), torch.tensor([3, 2, 0, 1]))
+    maps = torch.rand(4, *inner.input_shape[1:], generator=generator, dtype=torch.float64)
+    images, regions = (colours - mean) / std, percentile_region(maps)
+    before = model.activations(images[targets.images], targets.prototypes).detach()
+    wanted = []
+    for row, (image, prototype) in enumerate(targets):
+        draws = pair_generator(images[image], prototype, 5, "local-perturbation")
+        mixed = torch.where(regions[row], perturbed(kind, colours[image], draws), colours[image])
+        assert 0 <= float(mixed.min()) <= float(mixed.max()) <= 1
+        after = model.activations(((mixed - mean) / std)[None])[0, prototype].detach()
+        wanted.append(1 - after / before[row])
+    ours = local_perturbation(model, images, targets, maps, before, 0.0, kinds=[kind], seed=5, batch=3)
+    torch.testing.assert_close(ours[f"local-perturbation-{kind}"], torch.stack(wanted), rtol=0, atol=1e-9)
+
+
 # --- the attack outside the region ----------------------------------------------------------------------------------
 
 
@@ -239,6 +285,95 @@ def test_a_prototypes_own_image_has_no_gradient_and_is_attacked_all_the_same() -
     free = torch.zeros(1, SIDE, SIDE, dtype=torch.bool)
     changed = attack_outside(contract(Near()), image, torch.zeros(1, dtype=torch.int64), free, Attack(iterations=30))
     torch.testing.assert_close((changed - image).abs(), torch.full_like(image, 0.1), rtol=0, atol=1e-9)
+
+
+def tried(model: Contract, image: Tensor, prototype: int, spared: Tensor, attack: Attack) -> list[Tensor]:
+    """The image, the start and every step from there; the colours are (0.25 x + 0.5), as ConvModel has them."""
+    generator = pair_generator(image, prototype, attack.seed, "misalignment")
+    drawn = torch.rand(image.shape, generator=generator, dtype=torch.float64)
+
+    def allowed(pushed: Tensor) -> Tensor:
+        near = pushed.clamp(image - attack.epsilon, image + attack.epsilon)
+        return torch.where(spared, image, ((0.25 * near + 0.5).clamp(0, 1) - 0.5) / 0.25)
+
+    found = [image, allowed(image + attack.epsilon * (2 * drawn - 1))]
+    for _ in range(attack.iterations):
+        now = found[-1].clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(model.activations(now[None])[0, prototype], now)
+        found.append(allowed(found[-1] - attack.step * gradient.sign()))
+    return found
+
+
+@pytest.mark.parametrize("attack", [Attack(), Attack(0.02, 1e-4, 1, seed=7)], ids=["strong", "weak"])
+def test_the_attack_keeps_the_lowest_of_the_image_the_start_and_every_step(attack: Attack) -> None:
+    model, images, targets, maps, _ = conv_problem()
+    spared = maps > 0.9
+    chosen, wanted = [], []
+    for row, (image, prototype) in enumerate(targets):
+        candidates = tried(model, images[image], prototype, spared[row], attack)
+        values = [float(model.activations(one[None])[0, prototype].detach()) for one in candidates]
+        chosen.append(values.index(min(values)))
+        wanted.append(candidates[chosen[-1]])
+    if attack.iterations == 1:  # for some the start and the step from it are no gain, for others they are
+        assert 0 in chosen
+        assert max(chosen) > 0
+    ours = attack_outside(model, images[targets.images], targets.prototypes, spared, attack, batch=2)
+    torch.testing.assert_close(ours, torch.stack(wanted), rtol=0, atol=1e-9)
+
+
+def test_where_nothing_is_lower_the_image_itself_is_what_the_attack_finds() -> None:
+    class Bowl(BlockModel):
+        """Lowest on a grey image: every change is a gain."""
+
+        def activations(self, images: Tensor, prototypes: Tensor | None = None) -> Tensor:
+            values = (0.3 + (images - 0.5).square().mean((1, 2, 3)))[:, None]
+            return values if prototypes is None else values[:, 0]
+
+    model = contract(Bowl([BLOCK], SIDE))
+    image = torch.full((1, 3, SIDE, SIDE), 0.5, dtype=torch.float64)
+    targets, before = Targets(torch.tensor([0]), torch.tensor([0])), torch.tensor([0.3], dtype=torch.float64)
+    attack = Attack(iterations=1)
+    found = attack_outside(model, image, targets.prototypes, torch.zeros(1, SIDE, SIDE, dtype=torch.bool), attack)
+    assert torch.equal(found, image)
+    assert float(misalignment_scores(model, image, targets, block_map(), before, 0.0, attack=attack)["pac"]) == 0
+
+
+@pytest.mark.parametrize("classed", [True, False], ids=["classed", "no weights"])
+def test_misalignment_is_the_naive_loop_over_the_attacked_images(classed: bool) -> None:
+    """Six prototypes, of the classes 0 0 1 1 2 2 where the model tells; a pair of each, in two chunks."""
+    inner = ConvModel(prototypes=6, classes=3).double().eval()
+    if not classed:
+        inner.class_weights = lambda: None  # type: ignore[method-assign, assignment, return-value]
+    model, generator = contract(inner), torch.Generator().manual_seed(1)
+    images = (torch.rand(3, 3, SIDE, SIDE, generator=generator, dtype=torch.float64) - 0.5) / 0.25
+    targets = Targets(torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([5, 0, 1, 2, 3, 4]))
+    maps = torch.rand(6, SIDE, SIDE, generator=generator, dtype=torch.float64)
+    before = model.activations(images[targets.images], targets.prototypes).detach()
+    floor, attack, tenth = before / torch.arange(2, 8), Attack(iterations=8, seed=3), round(SIDE**2 / 10)
+
+    def overtaken(values: list[float], mine: int) -> int:
+        rivals = [p for p in range(6) if (p // 2 != mine // 2 if classed else p != mine)]
+        return sum(values[p] > values[mine] for p in rivals)
+
+    def top(own: Tensor) -> set[int]:
+        large = F.interpolate(own[None, None], (SIDE, SIDE), mode="bilinear")[0]
+        return set(rank(large)[0, :tenth].tolist())
+
+    wanted: dict[str, list[float]] = {"plc": [], "prc": [], "pac": []}
+    for row, (image, prototype) in enumerate(targets):
+        spared = maps[row] >= maps[row].flatten().sort(descending=True).values[tenth - 1]
+        whole = images[image][None]
+        attacked = attack_outside(model, whole, torch.tensor([prototype]), spared[None], attack)
+        old, new = (inner.similarity_maps(shown)[0].detach() for shown in (whole, attacked))
+        first, then = (top(own[prototype]) for own in (old, new))
+        peaks, after = old.amax((1, 2)).tolist(), new.amax((1, 2)).tolist()
+        wanted["plc"].append(1 - len(first & then) / len(first | then))
+        wanted["prc"].append(overtaken(after, prototype) - overtaken(peaks, prototype))
+        wanted["pac"].append(float(1 - (after[prototype] - floor[row]) / (before[row] - floor[row])))
+    ours = misalignment_scores(model, images, targets, maps, before, floor, attack=attack, batch=4)
+    for name, values in wanted.items():
+        assert len(set(values)) > 2, name
+        assert ours[name].tolist() == pytest.approx(values, abs=1e-9), name
 
 
 def test_nothing_couples_the_batch() -> None:
