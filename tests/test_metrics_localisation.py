@@ -303,8 +303,13 @@ def test_a_random_map_scores_its_expectation() -> None:
     regions = torch.zeros(n, 10, 20, dtype=torch.bool)
     regions[:, 2:7, 4:10] = True
     boxes = torch.tensor([[4.0, 2, 10, 7]]).expand(n, 4)
-    for scores in (pointing_game(maps, regions), energy(maps, regions), top5_in_box(maps, boxes)):
+    floored = energy_floor(maps, regions)
+    for scores in (pointing_game(maps, regions), energy(maps, regions), floored, top5_in_box(maps, boxes)):
         assert abs(scores.mean() - 0.15) < 4 * scores.std() / math.sqrt(n)
+    disc = part_hit(maps, torch.tensor([[9.0, 4]]).expand(n, 2), torch.tensor([2.0]).expand(n))
+    assert abs(disc.mean() - 13 / 200) < 4 * disc.std() / math.sqrt(n)  # pixels within two of another
+    own = iou_own_area(maps, regions)  # 100 pixels on average, 15 of them inside
+    assert abs(own.mean() - 15 / (100 + 30 - 15)) < 0.003
     inside = torch.tensor(percentile_region(maps[:1]).sum().item() * 0.15)
     expected_iou = inside / (10 + 30 - inside)
     assert abs(iou_p95(maps, regions).mean() - expected_iou) < 0.005

@@ -376,6 +376,31 @@ def test_misalignment_is_the_naive_loop_over_the_attacked_images(classed: bool) 
         assert ours[name].tolist() == pytest.approx(values, abs=1e-9), name
 
 
+def test_the_location_of_a_model_that_tells_occurrences_is_theirs() -> None:
+    inner = ConvModel().double().eval()
+    model, images, targets, maps, before = conv_problem()
+    wanted = misalignment_scores(model, images, targets, maps, before, 0.0)["plc"]
+    inner.occurrence_maps = inner.similarity_maps  # type: ignore[assignment]
+    inner.similarity_maps = lambda shown: None  # type: ignore[method-assign, assignment, return-value]
+    inner.activations = model.activations  # type: ignore[method-assign]
+    told = misalignment_scores(contract(inner), images, targets, maps, before, 0.0)
+    torch.testing.assert_close(told["plc"], wanted, rtol=0, atol=1e-9)
+    assert not wanted.isnan().any()
+
+
+def test_an_image_outside_the_range_of_colours_is_pushed_no_further_out() -> None:
+    model, images, targets, maps, _ = conv_problem()
+    far = images * 4
+    outside = (0.25 * far + 0.5 < 0) | (0.25 * far + 0.5 > 1)
+    assert outside.any()
+    shown, spared = far[targets.images], maps > 0.9
+    found = attack_outside(model, shown, targets.prototypes, spared, Attack())
+    assert not torch.equal(found, shown)
+    beyond = torch.where(outside, far, 0)[targets.images]
+    assert (found.abs() <= beyond.abs().clamp(min=2) + 1e-9).all()  # mean .5, std .25: colours end at 2
+    assert float((found - shown).abs().max()) <= Attack().epsilon + 1e-9
+
+
 def test_nothing_couples_the_batch() -> None:
     model, images, targets, maps, before = conv_problem()
     whole = misalignment_scores(model, images, targets, maps, before, 0.0)

@@ -31,7 +31,7 @@ from protomask.reporting.results import read_results
 from protomask.reporting.tidy import read_csv
 from protomask.sanity import agreement, agreement_images, randomisation
 from protomask.store import read_run, read_scores
-from protomask.visualise.blocks import PlainTable, ScoreTable
+from protomask.visualise.blocks import DifferenceTable, PlainTable, ScoreTable
 from tests.killing import contents
 from tests.results_tools import make_results
 from tests.toys import BlockScenes, ConvModel, block_model
@@ -200,6 +200,11 @@ def test_the_report_shows_them(whole: Path) -> None:
     means = next(b for b in of_prototypes if isinstance(b, ScoreTable))
     assert tuple(means.metrics) == tuple(STUDIED.split(","))
     assert list(means.scores) == ["upsampling", "random", "centre"]
+    gaps = next(b for b in of_prototypes if isinstance(b, DifferenceTable))
+    assert (gaps.baseline, list(gaps.differences), gaps.counted) == ("upsampling", ["random", "centre"], "prototype")
+    columns = read_beside(whole, PROTOTYPES).values
+    wanted = np.nanmean(columns["upsampling"]["purity"] - columns["centre"]["purity"])
+    assert gaps.differences["centre"]["purity"].mean == pytest.approx(wanted)
     each = of_prototypes[-1]
     assert isinstance(each, PlainTable)
     assert [row[0] for row in each.rows] == [f"{p}: class {p // 2} / {p % 2}" for p in DRAWN]

@@ -9,7 +9,7 @@ from protomask.metrics import METRICS, Summary, paired_difference, summarise
 from protomask.reporting.beside import Beside
 from protomask.reporting.checking import HEADING
 from protomask.reporting.results import Results
-from protomask.visualise.blocks import Block, Cell, PlainTable, ScoreTable
+from protomask.visualise.blocks import Block, Cell, DifferenceTable, PlainTable, ScoreTable
 from protomask.visualise.wording import number
 
 Scores = TypeVar("Scores")
@@ -44,7 +44,24 @@ def prototype_blocks(results: Results, methods: Sequence[str]) -> list[Block]:
         results.controls,
         counted="prototype",
     )
-    return [means, PlainTable(PER_PROTOTYPE, columns, rows, "", sortable=True, folded=len(rows) > _FOLDED)]
+    each = PlainTable(PER_PROTOTYPE, columns, rows, "", sortable=True, folded=len(rows) > _FOLDED)
+    return [means, *_prototype_differences(results, methods[0] if methods else "", metrics), each]
+
+
+def _prototype_differences(results: Results, reference: str, metrics: Sequence[str]) -> list[Block]:
+    table = results.prototypes
+    mine = table.values.get(reference)
+    others = {method: columns for method, columns in table.values.items() if method != reference}
+    if mine is None or not others:
+        return []
+    groups = table.column(table.kind.group)
+    found = {
+        method: {m: paired_difference(mine[m], columns[m], groups, seed=results.seed) for m in metrics if m in columns}
+        for method, columns in _ordered(others, results).items()
+    }
+    directions = {m: _direction(m) for m in metrics}
+    told = ("The same prototypes; not corrected for many comparisons.", results.controls)
+    return [DifferenceTable(PER_PROTOTYPE, reference, found, metrics, directions, *told, counted="prototype")]
 
 
 def sanity_blocks(results: Results) -> list[Block]:

@@ -65,6 +65,7 @@ class DifferenceTable:
             star; None where nothing was corrected: then all whose interval excludes zero get it.
         marked: (method, metric) of the scores that carry a dagger, of the baseline or another: so does a difference
             with such a score on either side.
+        counted: what the means are over.
     """
 
     heading: str
@@ -76,6 +77,7 @@ class DifferenceTable:
     controls: Collection[str] = CONTROLS
     holds: Collection[tuple[str, str]] | None = None
     marked: Collection[tuple[str, str]] = ()
+    counted: str = "pair"
 
 
 @dataclass(frozen=True)

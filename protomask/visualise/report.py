@@ -199,7 +199,8 @@ def _differences(table: DifferenceTable) -> _Table:
     else:
         signs = "Bold: the interval excludes zero; star: it also stands after correction for all comparisons made here"
     note = (
-        f"{table.baseline} minus the other, pair by pair: mean and 95 % interval{_of(pairs)}. "
+        f"{table.baseline} minus the other, {table.counted} by {table.counted}: "
+        f"mean and 95 % interval{_of(pairs, table.counted)}. "
         f"{signs}; the word says how {table.baseline} fares. {_directions(table)}"
     )
     if any(cell.dagger for row in rows for cell in row.cells):
