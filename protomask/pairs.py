@@ -23,6 +23,7 @@ from protomask.engine import in_chunks
 from protomask.errors import DataError, InputError, expected
 from protomask.locating import measure
 from protomask.metrics import Truth, causal_parts, part_drops
+from protomask.metrics.truth import KINDS
 from protomask.model import Contract, class_prototypes, device_of, untouched
 
 SHOWN = 3  # as many prototypes per image as ``locate`` looks for where nothing else is said
@@ -60,7 +61,8 @@ class PairSet:
         drawn: how many pairs were looked at (among the image's most activated, the activation above its floor).
         qualified: how many of the drawn have a clear causal part; 0 where the data set annotates no parts.
         kind: ``"part"`` where parts have pixel masks (a pair without a clear part is then left out), else
-            ``"segmentation"`` where the whole object has, else ``"object"``.
+            ``"segmentation"`` where the whole object has, else ``"object"``: the finest that any image has. Pairs of
+            images that have less are undefined where the region counts.
     """
 
     pairs: tuple[Pair, ...]
@@ -95,25 +97,28 @@ def draw_pairs(
     """
     check_count("pairs", count)
     check_count("shown", shown)
-    kind, drawn, qualified = "object", 0, 0
+    drawn, qualified = 0, 0
     kept: list[Pair] = []
+    kinds: set[str] = set()
     candidates = _candidates(model, dataset, seed, skip)
     with untouched(model.module):
         for group in _batched(candidates, max(1, batch // 4)):
-            kind, found = _look(model, dataset, group, shown, batch)
             before = len(kept)
-            for pair in found[: _until(found, clear or kind == "part", count - before)]:
+            for pair, own in _look(model, dataset, group, shown, batch):
                 drawn += 1
                 qualified += pair.part >= 0
-                if pair.part >= 0 or not (clear or kind == "part"):
+                if pair.part >= 0 or not (clear or own == "part"):
                     kept.append(pair)
+                    kinds.add(own)
+                if len(kept) == count:
+                    break
             if progress is not None:
                 progress(len(kept) - before)
             if len(kept) == count:
                 break
     if not kept:
         raise InputError(expected("pairs", "at least one pair with something to locate", f"none in {drawn} drawn"))
-    return PairSet(_by_image(kept), drawn, qualified, kind)
+    return PairSet(_by_image(kept), drawn, qualified, min(kinds, key=KINDS.index))
 
 
 def _by_image(pairs: list[Pair]) -> tuple[Pair, ...]:
@@ -122,12 +127,6 @@ def _by_image(pairs: list[Pair]) -> tuple[Pair, ...]:
     for row, pair in enumerate(pairs):
         first.setdefault(pair.index, row)
     return tuple(sorted(pairs, key=lambda pair: first[pair.index]))
-
-
-def _until(found: list[Pair], clear: bool, wanted: int) -> int:
-    """How many of ``found`` are looked at before ``wanted`` of them count."""
-    counting = [row for row, pair in enumerate(found) if pair.part >= 0 or not clear]
-    return len(found) if len(counting) < wanted else counting[wanted - 1] + 1
 
 
 def _candidates(
@@ -177,8 +176,9 @@ def _batched(items: Iterator[tuple[int, int]], size: int) -> Iterator[list[tuple
 @torch.no_grad()
 def _look(
     model: Contract, dataset: Dataset, group: list[tuple[int, int]], shown: int, batch: int
-) -> tuple[str, list[Pair]]:
-    """What makes a pair of the (sample, prototype) candidates in ``group``, each with its causal part."""
+) -> list[tuple[Pair, str]]:
+    """What makes a pair of the (sample, prototype) candidates in ``group``, each with its causal part, and the kind of
+    its image's annotation."""
     samples = [dataset[index] for index, _ in group]
     start = measure(model, tensors(model, samples), f"top:{shown}", batch)
     wanted = torch.tensor([prototype for _, prototype in group])[start.targets.images]
@@ -190,7 +190,7 @@ def _look(
         Pair(group[row][0], group[row][1], samples[row].image_id, samples[row].group, part, activation, floor)
         for row, part, activation, floor in zip(rows, parts, before.tolist(), floors.tolist(), strict=True)
     ]
-    return _kind(samples[0]), pairs
+    return [(pair, _kind(samples[row])) for pair, row in zip(pairs, rows, strict=True)]
 
 
 def _kind(sample: Sample) -> str:
@@ -279,7 +279,7 @@ def _region(sample: Sample, pair: Pair, kind: str) -> np.ndarray | None:
         return sample.part_masks[pair.part] if sample.part_masks is not None and pair.part >= 0 else None
     if sample.segmentation is not None:
         return sample.segmentation
-    if sample.box is None:
+    if kind == "segmentation" or sample.box is None:
         return None
     x0, y0, x1, y1 = (round(float(v)) for v in sample.box)
     region = np.zeros(sample.image.shape[:2], bool)

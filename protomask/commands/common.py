@@ -133,7 +133,10 @@ def _add_xray_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--partial", action="store_true", help="chestxray14: leave out images that are not there")
     group.add_argument(
-        "--split-seed", type=seed_option, metavar="N", help="chestxray14, boxes: of the split by patient (default: 0)"
+        "--split-seed",
+        type=seed_option,
+        metavar="N",
+        help="folder, chestxray14, boxes: of a split that is drawn (default: 0)",
     )
     group.add_argument(
         "--window",

@@ -27,7 +27,7 @@ from protomask.commands.common import (
 )
 from protomask.commands.longrun import add_long_run_options, batch_of, engine_of, run_job, terms_of, threads_of
 from protomask.commands.publish import Kept, publish
-from protomask.data import Dataset, own_options
+from protomask.data import Dataset, file_of, own_options
 from protomask.errors import InputError, expected
 from protomask.evaluation import METHODS, Evaluation
 from protomask.jobs.drawing import contents, drawn_pairs
@@ -277,7 +277,7 @@ def finish_evaluation(
     made: list[tuple[Evaluation, Kept]] = []
 
     def finish(folder: Folder) -> None:
-        kept = Kept(panels, out)
+        kept = Kept(panels, out, partial(file_of, job.dataset))
         result = gather(folder.run, job.dataset, kept.see)
         studied = gather_studies(folder.run)
         publish(out, job.loaded, job.dataset, result, kept, studied, seed=job.task.seed, extra=extra)

@@ -28,6 +28,7 @@ __all__ = [
     "Geometry",
     "Planted",
     "Sample",
+    "file_of",
     "list_images",
     "make_sample",
     "open_dataset",
@@ -38,7 +39,7 @@ __all__ = [
 
 DATASETS = ("planted", "planted-flowers", "cub", "folder", "chestxray14", "boxes")
 OWN_OPTIONS = {
-    "folder": ("window",),
+    "folder": ("split_seed", "window"),
     "chestxray14": ("findings", "boxed", "negatives", "dev", "split_seed", "window", "partial"),
     "boxes": ("label", "task", "rename", "sides", "columns", "shares", "split_seed", "window"),
 }
@@ -67,8 +68,8 @@ def open_dataset(
         size: (height, width) of the samples, pixels; planted scenes are square.
         root: the folder of the files, of all but planted.
         crop: of cub and boxes, ``"none"`` or ``"box"``.
-        seed: of planted's scenes, or of the split that folder draws. The X-rays' split has a seed of its own,
-            ``split_seed``: whatever a model was trained with, no patient it was trained on is in its test.
+        seed: of planted's scenes. The split that folder and the X-rays draw has a seed of its own, ``split_seed``:
+            whatever a model was trained with, no image or patient it was trained on is in its test.
         count: how many scenes planted draws; its own number where None.
         scene: of planted, ``"birds"`` or ``"flowers"``.
         classes: of planted, how many.
@@ -104,7 +105,19 @@ def open_dataset(
     _unused(name, crop=None if crop == "none" else crop)
     if name == "chestxray14":
         return ChestXray14(root, split, (height, width), **own)
-    return Folder(root, split, (height, width), seed=seed, **own)
+    return Folder(root, split, (height, width), **own)
+
+
+def file_of(dataset: Dataset, index: int, image_id: str) -> str:
+    """The name of a sample's file, below the folder of its data set's images: that part of its path with which its
+    ``image_id`` begins (an image of two lungs makes two samples). The ``image_id`` where the data set tells no path.
+    """
+    inner: Any = getattr(dataset, "dataset", dataset)  # behind other labels
+    if not callable(getattr(inner, "path", None)):
+        return image_id
+    parts = Path(inner.path(index)).parts
+    endings = ("/".join(parts[k:]) for k in range(len(parts)))
+    return next((ending for ending in endings if image_id.startswith(ending)), parts[-1])
 
 
 def own_options(given: Mapping[str, Any]) -> dict[str, Any]:

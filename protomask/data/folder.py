@@ -48,7 +48,7 @@ class Folder:
         size: tuple[int, int] = (224, 224),
         *,
         fraction: float = 0.8,
-        seed: int = 0,
+        split_seed: int = 0,
         window: Window | None = None,
     ) -> None:
         """List the files; no image is opened yet.
@@ -58,7 +58,8 @@ class Folder:
             split: ``"train"``, ``"test"`` or ``"all"``.
             size: (height, width) of the samples, pixels.
             fraction: the share of each class that a drawn split trains on, in (0, 1]. Unused where folders say it.
-            seed: of a drawn split.
+            split_seed: of a drawn split; apart from the training's seed, so that a model trained with any seed is
+                never tested on an image that it was trained on.
             window: (low, high) of pixels with more than 8 bits, see :func:`protomask.data.images.read_image`.
 
         Raises:
@@ -79,7 +80,8 @@ class Folder:
             raise DataError(expected(str(self.root), "class folders in train and test alike", "one without"))
         self.class_names = tuple(c or UNLABELLED for c in classes)
         if "all" in by_split and split != "all":
-            by_split[split] = {c: draw_split(self.root, p, fraction, seed)[split] for c, p in by_split["all"].items()}
+            undivided = by_split["all"].items()
+            by_split[split] = {c: draw_split(self.root, p, fraction, split_seed)[split] for c, p in undivided}
         chosen = [by_split[split]] if split in by_split else list(by_split.values())
         files = [(f, k) for k, c in enumerate(classes) for found in chosen for f in found.get(c, ())]
         if not files:

@@ -69,7 +69,8 @@ def read_image(path: str | Path, window: Window | None = None) -> np.ndarray:
         return _read_array(path, window)
     try:
         size = check_regular(path, _WANTED)
-        with _no_truncated_images(), Image.open(path, formats=FORMATS) as image:
+        # Not by its name: then Pillow maps raw TIFFs, and scrambles those that lie on their side.
+        with _no_truncated_images(), path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
             _check_pixels(path, image, size)
             image.load()
             return _rgb(_upright(image), path, window)

@@ -6,6 +6,7 @@ Axes: M methods, N pairs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -86,18 +87,22 @@ def holding(results: Results, reference: str) -> tuple[set[tuple[str, str]], int
     Returns:
         (other, metric) of the differences that stand, and how many were compared.
     """
-    mine = results.values[reference]
-    keys = [
-        (other, metric)
-        for other in results.competitors
-        for metric in results.metrics
-        if other != reference and metric in mine and metric in results.values[other]
-    ]
-    permutations = max(PERMUTATIONS, 40 * len(keys))
-    raw = [
-        sign_flip_p(mine[m], results.values[o][m], results.groups, seed=results.seed, permutations=permutations)
-        for o, m in keys
-    ]
+    keys = [(other, metric) for other in results.competitors for metric in results.metrics if other != reference]
+    return standing(results.values, reference, keys, results.groups, results.seed)
+
+
+def standing(
+    values: Mapping[str, Mapping[str, np.ndarray]],
+    reference: str,
+    keys: Sequence[tuple[str, str]],
+    groups: Sequence[str],
+    seed: int,
+) -> tuple[set[tuple[str, str]], int]:
+    """:func:`holding` over the (method, metric) ``keys`` of which both methods have values."""
+    mine = values[reference]
+    keys = [(other, metric) for other, metric in keys if metric in mine and metric in values[other]]
+    told: dict[str, Any] = {"seed": seed, "permutations": max(PERMUTATIONS, 40 * len(keys))}
+    raw = [sign_flip_p(mine[m], values[o][m], groups, **told) for o, m in keys]
     stand = {key for key, p in zip(keys, holm(np.array(raw, dtype=np.float64)), strict=True) if p <= LEVEL}
     return stand, int(np.isfinite(raw).sum())
 

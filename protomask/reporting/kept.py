@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,15 @@ class Kept:
         unlocated: method -> how many pairs it located nothing on.
     """
 
-    def __init__(self, panels: int, folder: str | Path | None = None) -> None:
+    def __init__(
+        self, panels: int, folder: str | Path | None = None, file_of: Callable[[int, str], str] | None = None
+    ) -> None:
         """Args:
         panels: how many pairs to keep whole.
         folder: the output folder, whose ``examples/`` is written; a temporary one where it is not known yet.
+        file_of: from a sample's index and image_id to the name of its file; the image_id is one where None.
         """
+        self._file_of = file_of or (lambda index, image_id: image_id)
         self.panels = panels
         self.examples: list[tuple[Pair, Sample, dict[str, Localisation], np.ndarray | None]] = []
         self.settings: dict[str, Mapping[str, object]] = {}
@@ -61,7 +65,9 @@ class Kept:
         folder = self._folder / EXAMPLES
         annotations = None if truth.regions is None else truth.regions.cpu().numpy()
         write_chunk(folder / f"{name}.npz", found, annotations, [pair.index for pair in pairs])
-        self._write_entries(folder / f"{name}.entries.json", samples, found)
+        files = [self._file_of(pair.index, sample.image_id) for pair, sample in zip(pairs, samples, strict=True)]
+        infos = [ImageInfo(s.image_id, s.geometry, file) for s, file in zip(samples, files, strict=True)]
+        self._write_entries(folder / f"{name}.entries.json", infos, found)
         for row, (pair, sample) in enumerate(zip(pairs, samples, strict=True)):
             self._thumbnail(folder, pair.index, sample)
             self.labels[pair.index, pair.prototype] = sample.label
@@ -102,8 +108,7 @@ class Kept:
             write_thumbnail(folder / name, sample.image)
             self._thumbnails.add(name)
 
-    def _write_entries(self, path: Path, samples: Sequence[Sample], found: Mapping[str, Localisation]) -> None:
-        infos = [ImageInfo(s.image_id, s.geometry) for s in samples]
+    def _write_entries(self, path: Path, infos: list[ImageInfo], found: Mapping[str, Localisation]) -> None:
         shown = [record for method, record in found.items() if method not in CONTROLS]
         entries = [entry for record in shown for entry in entries_of(record, infos)]
         write_json(path, {"entries": entries})

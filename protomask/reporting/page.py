@@ -136,9 +136,14 @@ def settled(results: Results, choice: Choice) -> Choice:
     against = choice.against or next((m for m in others if m in results.values and m != reference), "")
     if against == reference:
         raise InputError(expected("--against", "another method than the reference", against))
-    headlines = (*HEADLINES, *results.metrics)
-    metric = choice.metric or next((m for m in headlines if m in results.metrics), "")
+    metric = choice.metric or next(iter(_shown(results, [m for m in (reference, against) if m])), "")
     return Choice(reference, against, metric, choice.pairs)
+
+
+def _shown(results: Results, methods: Sequence[str]) -> list[str]:
+    """The metrics in which all of the methods have a score, those that tell most first."""
+    order = dict.fromkeys((*HEADLINES, *results.metrics))
+    return [k for k in order if k in results.metrics and all(results.summaries[m][k].n for m in methods)]
 
 
 def _lines(results: Results, choice: Choice, beside: Sequence[Results]) -> list[str]:
@@ -204,8 +209,8 @@ def _ranking(results: Results) -> list[Block]:
             f"their ranks stretched to as many: {spell_flattered(competing)}."
         )
     directions = dict.fromkeys(columns, -1)
-    blocks: list[Block] = [DotPlot("Ranking", scores, columns, directions, caption, ())]
-    return [*blocks, ScoreTable("Ranking", scores, columns, directions, "", (), marked)] if marked else blocks
+    plot = DotPlot("Ranking", scores, columns, directions, caption, ())
+    return [plot, ScoreTable("Ranking", scores, columns, directions, "", (), marked)]
 
 
 def _scores(results: Results, reference: str) -> list[Block]:
@@ -277,7 +282,8 @@ def _multiples(results: Results, choice: Choice) -> list[Block]:
 
 
 def _groups(results: Results, choice: Choice) -> list[Block]:
-    shown = [m for m in HEADLINES if m in results.metrics][:4]
+    compared = [m for m in (choice.reference, choice.against) if m]
+    shown = list(dict.fromkeys([*([choice.metric] if choice.metric else []), *_shown(results, compared)]))[:4]
     pairs = results.pairs
     blocks: list[Block] = []
     keys: list[tuple[str, str, Callable[[int], str]]] = [

@@ -8,6 +8,7 @@ from typing import TypeVar
 from protomask.metrics import METRICS, Summary, paired_difference, summarise
 from protomask.reporting.beside import Beside
 from protomask.reporting.checking import HEADING
+from protomask.reporting.comparing import standing
 from protomask.reporting.results import Results
 from protomask.visualise.blocks import Block, Cell, DifferenceTable, PlainTable, ScoreTable
 from protomask.visualise.wording import number
@@ -60,7 +61,13 @@ def _prototype_differences(results: Results, reference: str, metrics: Sequence[s
         for method, columns in _ordered(others, results).items()
     }
     directions = {m: _direction(m) for m in metrics}
-    told = ("The same prototypes; not corrected for many comparisons.", results.controls)
+    keys = [(method, m) for method in found if method not in results.controls for m in metrics]
+    holds, compared = standing(table.values, reference, keys, groups, results.seed)
+    caption = (
+        f"The same prototypes. The star is by Holm's method at 5 % over these {compared} comparisons with other "
+        "methods; controls are not among them."
+    )
+    told = (caption, results.controls, holds)
     return [DifferenceTable(PER_PROTOTYPE, reference, found, metrics, directions, *told, counted="prototype")]
 
 

@@ -56,6 +56,8 @@ __all__ = [
     "write_report",
 ]
 
+_MOST_DIGITS = 6
+
 
 def write_report(path: str | Path, report: Report) -> Path:
     """Write the report as one HTML file, whole or not at all; missing folders are made.
@@ -215,8 +217,9 @@ def _difference(table: DifferenceTable, method: str, value: Interval | None, met
     _, low, high = ends(value)
     side = table.directions.get(metric, 0) * (1 if low > 0 else -1)
     verdict = {1: "better", -1: "worse"}.get(side, "")
-    # An end that would be printed as 0.00 gets a third digit: the reader is told that zero lies outside.
-    digits = 3 if min(abs(low), abs(high)) < 0.005 else 2
+    # An end that would be printed as 0.00 gets more digits: the reader is told that zero lies outside.
+    nearest = min(abs(low), abs(high))
+    digits = next((d for d in range(2, _MOST_DIGITS) if round(nearest, d)), _MOST_DIGITS)
     star = table.holds is None or (method, metric) in table.holds
     return replace(_cell(value, True, pairs, "+", digits), verdict=verdict, star=star)
 

@@ -30,5 +30,8 @@ def arrow(direction: int) -> str:
 
 
 def printable(text: str) -> str:
-    """The text, with what cannot be encoded (bytes of a file name that are no Unicode) spelt as ``\\udc80``."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    """The text, with what cannot be encoded (bytes of a file name that are no Unicode) spelt as ``\\udc80``.
+
+    So is a carriage return (``\\r``): tables in CSV lose it or break at it.
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\r", "\\r")
