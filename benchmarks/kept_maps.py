@@ -2,12 +2,12 @@
 
 In one folder and with the same code ``protomask evaluate`` does so itself; this is for maps that an earlier version of
 the code made, or that another folder holds. Every method that a folder holds is answered from its shards, under its own
-name, where the network's weights and the pair are those of the folder (of several folders the last that has the method
-counts); under other weights, as ``randomisation`` has them, and on other pairs the method itself runs, and so do the
-controls always. **Shards from before 2026-11-30 hold maps to 16 bits without ranks**: most of what MDM ranks outside its
-mask became equal there, at .01 to .03 of full insertion on planted scenes, and nearly equal pixels of other methods, at
-.002 of causal scores of birds. Locate MDM again. Whether a method's code is still the same is for you to know: the
-commits stand in the tables. ::
+name, where the network's weights and the pair are those of the folder (of several folders the last that has the
+method counts); under other weights, as ``randomisation`` has them, and on other pairs the method itself runs, and so
+do the controls always. **Shards from before 2026-11-30 hold maps to 16 bits without ranks**: most of what MDM ranks
+outside its mask became equal there, at .01 to .03 of full insertion on planted scenes, and nearly equal pixels of
+other methods, at .002 of causal scores of birds. Locate MDM again. Whether a method's code is still the same is for
+you to know: the commits stand in the tables. ::
 
     PROTOMASK_KEPT=scores/first:scores/second protomask evaluate runs/cub --data cub --root CUB_200_2011 \\
         --plugin benchmarks/kept_maps.py --methods rise,extremal --metrics deletion@road --out scores/more

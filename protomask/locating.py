@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,7 +93,8 @@ def locate(
             on it beyond rounding; it halves itself when memory runs out.
         memory: bytes that a pass may take, the network's weights not counted; fewer images make a pass where they would
             take more.
-        region: what a box is drawn around: ``"percentile"`` or ``"own-area"`` (as many pixels as the mask sums to).
+        region: what a box is drawn around: ``"percentile"`` or ``"own-area"`` (as many pixels as the mask sums to;
+            maps that are no masks are cut by the percentile all the same).
         percentile: for ``"percentile"``: 95 keeps the highest 5 % of the pixels, as ProtoPNet does.
         regions: [N, H, W] bool annotations, for the control ``annotation`` only.
         boxes: [N, 4] object boxes xyxy, for the control ``centre`` only.
@@ -109,6 +111,19 @@ def locate(
         ModelError: the model's form is unknown, or it cannot do what the method needs.
         ResourceError: memory ran out with a single image.
     """
+    if torch.is_inference_mode_enabled():
+        # No gradient ever flows there, whatever a method asks for; nor through a tensor that was made there.
+        told: dict[str, Any] = {
+            **settings,
+            "seed": seed,
+            "batch": batch,
+            "memory": memory,
+            "region": region,
+            "regions": regions,
+        }
+        told |= {"percentile": percentile, "boxes": boxes, "image_ids": image_ids, "progress": progress}
+        with torch.inference_mode(False):
+            return locate(model, images.clone(), targets, method, **told)
     known, images, localiser, name = _prepared(model, images, targets, method, settings, batch, region)
     batch = choose_batch(known, images, batch, memory)
     with untouched(known.module):
@@ -191,7 +206,12 @@ def measure(model: Contract, images: Tensor, targets: TargetsLike, batch: int = 
     if floor is not None:
         return Baseline(pairs, mine, torch.full_like(mine, floor))
     filled = fill_images(SCORING_FILL, images[:1], model.mean, model.std)
-    return Baseline(pairs, mine, model.activations(filled)[0][where[1]])
+    floors = model.activations(filled)[0]
+    if not floors.isfinite().all():
+        bad = int((~floors.isfinite()).sum())
+        wanted = "finite values on an image of the mean colour, since activation_range tells no lowest one"
+        raise ModelError(expected("model.activations(images)", wanted, f"{bad} of {len(floors)} NaN or infinite"))
+    return Baseline(pairs, mine, floors[where[1]])
 
 
 def _moved(targets: Targets, device: torch.device) -> Targets:
@@ -245,7 +265,10 @@ def _record(
         AT_FLOOR if not ok else CONSTANT if flat else "" for ok, flat in zip(start.locatable, constant, strict=True)
     ]
     order = rank(maps)
-    boxes = boxes_of(regions_of(maps, *box_rule, order=order)) * located[:, None]
+    rule, percentile = box_rule
+    # Only a mask's sum is an area; files and pictures cut other maps by the percentile as well.
+    rule = rule if found.masks else "percentile"
+    boxes = boxes_of(regions_of(maps, rule, percentile, order=order)) * located[:, None]
     vectors = {}
     for scale, values in found.vectors.items():
         vectors[scale] = images.new_zeros((n, scale, scale))

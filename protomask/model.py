@@ -137,7 +137,8 @@ def contract(model: object) -> Contract:
     if not isinstance(model, PrototypeModel):
         model = wrap(model)
     source = model
-    module = getattr(source, "module", source if isinstance(source, nn.Module) else None)
+    # A module's own `module` is only a part of it.
+    module = source if isinstance(source, nn.Module) else getattr(source, "module", None)
     mean = tuple(float(v) for v in getattr(source, "mean", IMAGENET_MEAN))
     std = tuple(float(v) for v in getattr(source, "std", IMAGENET_STD))
     shape = getattr(source, "input_shape", None)

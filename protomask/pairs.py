@@ -81,7 +81,7 @@ def draw_pairs(
     shown: int = SHOWN,
     clear: bool = False,
     progress: Callable[[int], object] | None = None,
-    skip: Callable[[DataError], object] | None = None,
+    skip: Callable[[int, DataError], object] | None = None,
 ) -> PairSet:
     """``count`` seeded pairs, images first: every image gives one pair before any gives a second; by image.
 
@@ -130,7 +130,7 @@ def _by_image(pairs: list[Pair]) -> tuple[Pair, ...]:
 
 
 def _candidates(
-    model: Contract, dataset: Dataset, seed: int, skip: Callable[[DataError], object] | None
+    model: Contract, dataset: Dataset, seed: int, skip: Callable[[int, DataError], object] | None
 ) -> Iterator[tuple[int, int]]:
     """(sample, prototype) in drawing order: rounds over all images, each round with another prototype of the class."""
     order = np.random.default_rng([seed, 0]).permutation(len(dataset))
@@ -151,14 +151,14 @@ def _candidates(
                 yield index, int(shuffled[round_])
 
 
-def _label(dataset: Dataset, index: int, skip: Callable[[DataError], object] | None) -> int | None:
+def _label(dataset: Dataset, index: int, skip: Callable[[int, DataError], object] | None) -> int | None:
     """A sample's label; None where it cannot be read and somebody wants to know."""
     try:
         return dataset[index].label
     except DataError as error:
         if skip is None:
             raise
-        skip(error)
+        skip(index, error)
         return None
 
 

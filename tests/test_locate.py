@@ -180,7 +180,9 @@ def test_no_floor_means_the_filled_image_stands_in() -> None:
 
 def test_records_agree_with_a_second_route() -> None:
     model, images = ConvModel(), scene()
-    found = protomask.locate(model, images, "top:2", region="own-area")
+    found = protomask.locate(model, images, "top:2", region="own-area", gradient_power=0)
+    weighed = protomask.locate(model, images, "top:2", region="own-area")  # no mask, so its sum is no area
+    assert torch.equal(weighed.boxes, protomask.locate(model, images, "top:2").boxes)
     model.eval()
     with torch.no_grad():
         activations = model.activations(images)

@@ -152,7 +152,9 @@ def test_rendering_at_any_resolution() -> None:
     single = located("single-mask", steps=3)
     assert torch.equal(render(single, (32, 32)), single.maps)
     assert torch.equal(render(single, (50, 70)), render_masks(single.mask_vectors[12], (50, 70)))
-    mdm = located("mdm", steps=3)
+    weighed = located("mdm", steps=3)  # by a gradient: its vectors are not the map
+    assert torch.equal(render(weighed, (32, 32)), weighed.maps)
+    mdm = located("mdm", steps=3, gradient_power=0)
     product = torch.stack([render_masks(v, (64, 48)) for v in mdm.mask_vectors.values()]).prod(0)
     assert torch.allclose(render(mdm, (64, 48)), product, atol=1e-6)
     assert render(located("centre"), (8, 10)).shape == (9, 8, 10)

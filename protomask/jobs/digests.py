@@ -8,13 +8,16 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from importlib.util import find_spec
+from inspect import isroutine
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +25,8 @@ from torch import Tensor, nn
 
 from protomask.data.sample import Sample
 from protomask.errors import DataError, expected
-from protomask.localisers.base import settings_of
+from protomask.localisers.base import LOCALISERS, settings_of
+from protomask.localisers.stored import Stored
 from protomask.locating import resolve_method
 from protomask.model import FAMILIES, Contract
 from protomask.opening import is_file, is_folder
@@ -105,14 +109,23 @@ def _layers(module: nn.Module) -> Iterator[tuple[str, str, dict[str, object]]]:
 def digest_method(name: str, given: Mapping[str, object]) -> dict[str, object]:
     """What a method's results depend on: all its settings, the files that they name, and its code."""
     localiser, _ = resolve_method(name, dict(given))
-    settings = settings_of(localiser)
-    texts = [text for text in settings.values() if isinstance(text, str)]
-    files = {text: _tree(Path(text)) for text in texts if is_file(text) or is_folder(text)}
+    settings = {**given, **settings_of(localiser)}  # what a factory made of a function tells none of its own
+    texts = [text for text in settings.values() if isinstance(text, str) and _is_path(text, localiser)]
+    found = getattr(localiser, "function", localiser)
+    code = [code_of(found if isroutine(found) else type(found))]
+    if name in LOCALISERS and LOCALISERS[name].make is not type(localiser):
+        code.append(code_of(LOCALISERS[name].make))
     return {
         "settings": json.loads(json.dumps(settings, default=_plain)),
-        "files": files,
-        "code": code_of(getattr(localiser, "function", type(localiser))),
+        "files": {text: _tree(Path(text)) for text in texts},
+        "code": " ".join(code),
     }
+
+
+def _is_path(text: str, localiser: object) -> bool:
+    """Whether a setting names something on disk. A word such as ``blur`` does not, though a folder be called so."""
+    said = isinstance(localiser, Stored) or len(Path(text).parts) > 1
+    return is_file(text) or (said and is_folder(text))
 
 
 def _tree(path: Path) -> str:
@@ -204,6 +217,49 @@ def _plain(value: object) -> object:
         return ["module", code_of(type(value)), _canonical(value.state_dict())]
     if is_dataclass(value) and not isinstance(value, type):
         return [code_of(type(value)), *((f.name, _canonical(getattr(value, f.name, None))) for f in fields(value))]
-    if callable(value):
+    if isinstance(value, (partial, type)):
         return code_of(value)
-    return f"{type(value).__module__}.{type(value).__qualname__}"
+    if inspect.ismodule(value) or isinstance(value, logging.Logger) or len(_within) > _DEEP:
+        return f"{type(value).__module__}.{type(value).__qualname__} {getattr(value, '__name__', '')}"
+    if isroutine(value):
+        return [code_of(value), *_held(value)]
+    # What any other object holds counts as well, such as a network behind a wrapper or a namespace of options.
+    return [
+        code_of(type(value)),
+        _once(value, lambda: {k: v for k, v in _public(value).items() if not k.startswith("_")}),
+    ]
+
+
+def _held(function: Callable[..., object]) -> list[object]:
+    """What a function was made with: the object of a bound method, the variables that it closes over."""
+    own = getattr(function, "__self__", None)
+    inside = [cell.cell_contents for cell in getattr(function, "__closure__", None) or () if _filled(cell)]
+    held = [] if own is None or inspect.ismodule(own) else [own]
+    return [_once(function, lambda: [*held, *inside])]
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:  # a variable that was never set
+        return False
+
+
+def _public(value: object) -> Mapping[str, object]:
+    slots = {k: getattr(value, k) for k in getattr(type(value), "__slots__", ()) if hasattr(value, k)}
+    return {**slots, **getattr(value, "__dict__", {})}
+
+
+_within: set[int] = set()
+_DEEP = 8  # objects within objects: what lies deeper counts by its type
+
+
+def _once(value: object, parts: Callable[[], object]) -> object:
+    """The parts of an object in canonical form; where it holds itself, that it does."""
+    if id(value) in _within:
+        return "itself"
+    _within.add(id(value))
+    try:
+        return _canonical(parts())
+    finally:
+        _within.discard(id(value))

@@ -31,12 +31,14 @@ class Drawn:
         digests: one per pair.
         model: digest of the model, from before it was used.
         skipped: reasons, of samples that could not be read.
+        unread: their indices; where one can be read now, pairs are drawn again.
     """
 
     pairs: PairSet
     digests: tuple[str, ...]
     model: str
     skipped: tuple[str, ...] = ()
+    unread: tuple[int, ...] = ()
 
 
 def drawn_pairs(
@@ -75,13 +77,15 @@ def drawn_pairs(
         stored = _stored(path, content, model)
         if stored is not None and not (strict and stored.skipped):
             return stored
-        skipped: list[str] = []
-        told: dict[str, Any] = {} if strict else {"skip": lambda error: skipped.append(str(error))}
+        skipped: dict[int, str] = {}
+        told: dict[str, Any] = {} if strict else {"skip": lambda index, error: skipped.update({index: str(error)})}
         with threads(thread_count), tqdm(total=pairs, desc="pairs", unit="pair", disable=not progress) as bar:
             drawn = draw_pairs(
                 loaded.model, dataset, pairs, seed=seed, batch=batch, clear=clear, progress=bar.update, **told
             )
-        result = Drawn(drawn, tuple(content(pair.index) for pair in drawn.pairs), model, tuple(skipped))
+        result = Drawn(
+            drawn, tuple(content(pair.index) for pair in drawn.pairs), model, tuple(skipped.values()), tuple(skipped)
+        )
         write_json(path, _spelled(result))
         return result
 
@@ -117,8 +121,11 @@ def _stored(path: Path, content: Callable[[int], str], model: str) -> Drawn | No
             tuple(told["digests"]),
             model,
             tuple(told["skipped"]),
+            tuple(told["unread"]),
         )
-        same = all(content(pair.index) == known for pair, known in zip(pairs, drawn.digests, strict=True))
+        same = not any(_readable(content, index) for index in drawn.unread) and all(
+            content(pair.index) == known for pair, known in zip(pairs, drawn.digests, strict=True)
+        )
     except (DataError, LookupError, TypeError, ValueError):
         return None
     return drawn if same else None
@@ -132,4 +139,13 @@ def _spelled(drawn: Drawn) -> dict[str, Any]:
         "kind": drawn.pairs.kind,
         "digests": list(drawn.digests),
         "skipped": list(drawn.skipped),
+        "unread": list(drawn.unread),
     }
+
+
+def _readable(content: Callable[[int], str], index: int) -> bool:
+    try:
+        content(index)
+    except DataError:
+        return False
+    return True

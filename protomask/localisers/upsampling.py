@@ -112,7 +112,8 @@ def cell_centres(model: Contract, like: Tensor, probes: int = 4, seed: int = 0) 
 
     The map of every prototype is summed over a row (a column) of cells and differentiated with respect to seeded noise
     images of the shape of ``like`` [1, C, H, W]; the centroid of the absolute gradient along that axis is the centre.
-    A centre is the mean over ``probes`` images. Centres are made non-decreasing, so that they can be interpolated.
+    A centre is the mean over those of ``probes`` images on which the cells have a gradient, else where a cell of equal
+    size would lie. Centres are made non-decreasing, so that they can be interpolated.
     """
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn((probes, *like.shape[1:]), generator=generator, dtype=torch.float64)
@@ -121,15 +122,21 @@ def cell_centres(model: Contract, like: Tensor, probes: int = 4, seed: int = 0) 
         maps = coarse_maps(model, images).sum(1)
         rows = [_centroid(maps[:, i].sum(), images, axis=2) for i in range(maps.shape[1])]
         columns = [_centroid(maps[:, :, j].sum(), images, axis=3) for j in range(maps.shape[2])]
-    return np.maximum.accumulate(np.array(rows)), np.maximum.accumulate(np.array(columns))
+    return _placed(rows, like.shape[2]), _placed(columns, like.shape[3])
+
+
+def _placed(centres: list[float], size: int) -> np.ndarray:
+    even = (np.arange(len(centres)) + 0.5) * size / len(centres) - 0.5
+    return np.maximum.accumulate(np.where(np.isnan(centres), even, centres))
 
 
 def _centroid(scalar: Tensor, images: Tensor, axis: int) -> float:
     gradient = torch.autograd.grad(scalar, images, retain_graph=True)[0].abs().double()
     weight = gradient.sum([d for d in range(1, 4) if d != axis])
     position = torch.arange(weight.shape[1], dtype=weight.dtype, device=weight.device)
-    total = weight.sum(1).clamp(min=torch.finfo(weight.dtype).tiny)
-    return float(((weight * position).sum(1) / total).mean())
+    total = weight.sum(1)
+    told = total > 0
+    return float(((weight * position).sum(1)[told] / total[told]).mean())  # NaN where no probe tells
 
 
 def place(coarse: np.ndarray, rows: np.ndarray, columns: np.ndarray, size: tuple[int, int]) -> np.ndarray:

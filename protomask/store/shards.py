@@ -42,9 +42,7 @@ from protomask.store.packing import (
     unpack_ranked,
 )
 from protomask.store.regions import ImageInfo
-from protomask.store.rendering import render
-
-_SAME = 1e-6  # a map that its vectors render to, up to rounding
+from protomask.store.rendering import render_vectors, rendered_maps
 
 
 @dataclass(frozen=True)
@@ -145,33 +143,21 @@ def _failures(about: dict[str, Any]) -> tuple[Failure, ...]:
 def as_stored(found: Localisation) -> Localisation:
     """The same with its maps as a shard with scores gives them back, on the CPU: as its vectors render, or with the
     order of the pixels as it was and values to 16 bits."""
-    rendered = _rendered(found)
+    rendered = rendered_maps(found)
     if rendered is None:
         rendered = torch.from_numpy(unpack_ranked("maps", pack_ranked("maps", as_numpy(found.maps))))
     return replace(found, maps=rendered)
-
-
-def _rendered(found: Localisation) -> torch.Tensor | None:
-    """The maps that its vectors render to, where these are its maps."""
-    if not found.mask_vectors:
-        return None
-    rendered = render(found, _size(found))
-    return rendered if torch.allclose(rendered, found.maps, rtol=0, atol=_SAME) else None
-
-
-def _size(found: Localisation) -> tuple[int, int]:
-    return found.maps.shape[1], found.maps.shape[2]
 
 
 def _pack(found: Localisation, *, ranked: bool) -> tuple[dict[str, np.ndarray], dict[str, object]]:
     arrays = row_arrays(found)
     for scale, vectors in found.mask_vectors.items():
         arrays |= pack_exact(f"vectors_{scale}", as_numpy(vectors))
-    rendered = _rendered(found) is not None
+    rendered = rendered_maps(found) is not None
     if not rendered:
         pack = pack_ranked if ranked else pack_maps
         arrays |= pack("maps", as_numpy(found.maps))
-    return arrays, {"scales": list(found.mask_vectors), "size": list(_size(found)), "rendered": rendered}
+    return arrays, {"scales": list(found.mask_vectors), "size": list(found.maps.shape[1:]), "rendered": rendered}
 
 
 def _unpack(arrays: dict[str, np.ndarray], about: dict[str, Any]) -> Localisation:
@@ -182,7 +168,7 @@ def _unpack(arrays: dict[str, np.ndarray], about: dict[str, Any]) -> Localisatio
         return rebuilt(arrays, about, unpack("maps", arrays), vectors)
     empty = np.zeros((len(arrays["rows"]), 1, 1), np.float32)
     found = rebuilt(arrays, about, empty, vectors)
-    return replace(found, maps=render(found, (height, width)))
+    return replace(found, maps=render_vectors(found, (height, width)))
 
 
 def _spelled(info: ImageInfo) -> list[object]:
