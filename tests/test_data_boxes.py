@@ -11,11 +11,13 @@ import pytest
 from PIL import Image
 
 from protomask.commands.common import names_option, pairs_option, window_option
-from protomask.data import BoxList, Dataset, Geometry, make_sample, open_dataset
+from protomask.data import BoxList, Dataset, Geometry, file_of, make_sample, open_dataset
 from protomask.data._boxes import annotate
 from protomask.data._patients import split_patients
 from protomask.errors import DataError, InputError
+from protomask.loading import Relabelled
 from protomask.store.regions import to_original
+from tests.toys import BlockScenes
 
 LUNGS = Path(os.environ.get("PROTOMASK_DATA", Path(__file__).parents[2] / "shared" / "data")) / "cxr-lungs"
 needs_lungs = pytest.mark.skipif(not LUNGS.is_dir(), reason=f"no chest X-rays at {LUNGS} (set PROTOMASK_DATA)")
@@ -102,6 +104,18 @@ def test_a_thin_box_keeps_the_pixel_under_it() -> None:
     away = annotate(make_sample("x", image, 0, (10, 10)), np.array([[120.0, 0.0, 130.0, 10.0]]))
     assert away.box is None
     assert away.segmentation is None
+
+
+def test_a_samples_file_exists_whatever_it_is_called(root: Path) -> None:
+    data = BoxList(root, "all", (20, 20), task="side")
+    for k in range(len(data)):
+        name = file_of(data, k, data[k].image_id)
+        assert data.path(k).as_posix().endswith(name)
+        assert data[k].image_id.startswith(name)
+        assert data[k].image_id != name  # it names the half, too
+    renamed = Relabelled(data, (0, 1), data.class_names)
+    assert file_of(renamed, 0, data[0].image_id) == file_of(data, 0, data[0].image_id)
+    assert file_of(BlockScenes(), 3, "blocks/3") == "blocks/3"
 
 
 def test_the_task_side_cuts_between_the_lungs_and_mirrors_one_half(root: Path) -> None:

@@ -54,6 +54,19 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, suffix: s
         assert np.abs(other - read).max() <= 6
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_raw_tiffs_stand_upright(orientation: int, dtype: type, tmp_path: Path) -> None:
+    grey = (np.arange(12).reshape(3, 4) * 20).astype(dtype)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(grey).save(tmp_path / "raw.tif", compression=None, exif=exif)
+    Image.fromarray(grey.astype(np.uint8)).save(tmp_path / "same.png", exif=exif)
+    wanted = read_image(tmp_path / "same.png")
+    assert wanted.shape[:2] == ((4, 3) if orientation > 4 else (3, 4))
+    assert np.array_equal(read_image(tmp_path / "raw.tif", (0, 255) if dtype is np.uint16 else None), wanted)
+
+
 def test_a_damaged_exif_block_leaves_the_image_as_it_lies(tmp_path: Path) -> None:
     Image.fromarray(picture()).save(tmp_path / "a.jpg", exif=b"Exif\0\0nonsense")
     assert read_image(tmp_path / "a.jpg").shape == (40, 56, 3)

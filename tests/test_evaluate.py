@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 import protomask
+from protomask.data import Sample
 from protomask.errors import InputError
 from protomask.evaluation import locate_and_score
 from protomask.localisers import Maps, Request
@@ -52,6 +54,29 @@ def test_a_pair_without_a_clear_part_is_left_out_where_parts_are_the_truth() -> 
         (p.index, p.prototype) for p in with_points.pairs if p.prototype
     ]
     assert (clear.drawn, clear.qualified, clear.kind) == (9, 6, with_points.kind)
+
+
+@pytest.mark.parametrize("batch", [4, 8, 32])
+def test_the_kind_of_truth_is_the_finest_of_any_image_whatever_the_batch(batch: int) -> None:
+    class Partly(BlockScenes):
+        """Every third object has its pixels, every other third a box, the others nothing."""
+
+        def __getitem__(self, index: int) -> Sample:
+            plain = super().__getitem__(index)
+            pixels = np.zeros((32, 32), bool)
+            pixels[4:20, 4:20] = True
+            have = (index % 9) // 3
+            return replace(
+                plain, segmentation=pixels if have == 1 else None, box=None if have == 2 else plain.box, points=None
+            )
+
+    model, data = contract(BlockModel(BLOCKS)), Partly(9, masks=False)
+    drawn = draw_pairs(model, data, 9, batch=batch)
+    assert drawn.kind == "segmentation"
+    truth = truth_of([data[pair.index] for pair in drawn.pairs], list(drawn.pairs), drawn.kind)
+    assert truth.regions is not None
+    told = {pair.index % 9 // 3: bool(region.any()) for pair, region in zip(drawn.pairs, truth.regions, strict=True)}
+    assert told == {0: False, 1: True, 2: False}  # an IoU with a box says nothing
 
 
 def test_no_pair_is_an_error() -> None:

@@ -296,6 +296,12 @@ def test_differences_with_a_marked_score_on_either_side_carry_a_dagger(method: s
     assert any("†: one of the two was trained" in text for text in page.text)
 
 
+def test_an_end_near_zero_is_not_printed_as_zero() -> None:
+    gaps = {"other": {"energy": _Summary(-0.01, -0.02, -0.00031)}}
+    page = _Page(render(Report("t", blocks=(DifferenceTable("d", "mdm", gaps, ["energy"], {"energy": 1}),))))
+    assert any("−0.0003]" in text.replace("-", "−") for text in page.text), page.text
+
+
 def test_dots_lie_where_the_numbers_say() -> None:
     plot = DotPlot("d", _scores().scores, ["energy", "deletion", "absent"], {"energy": 1, "deletion": -1})
     energy, deletion = panels(plot)

@@ -489,6 +489,34 @@ def test_sanity_checks_tick_what_is_as_expected(folder: Path) -> None:
     assert good["random, pointing-game"][1] is False
 
 
+def test_cases_and_tables_show_a_metric_that_both_methods_have(tmp_path: Path) -> None:
+    names = ("iou-own-area", "relevance", "dice")
+    made = make_results(tmp_path, 6, ("mdm", "upsampling", "random"), size=24, metrics=names)
+    read = read_results(made)
+    values = {m: {**c, "iou-own-area": np.full(6, np.nan)} for m, c in read.values.items()}
+    values["random"]["iou-own-area"] = np.ones(6)
+    report = page(Results(made, read.about, read.pairs, values), Choice(pairs=2))
+    assert {"Worst cases for mdm", "Best cases for mdm"} <= {b.heading for b in report.blocks}
+    table = next(b for b in report.blocks if b.heading == "Per class")
+    assert isinstance(table, PlainTable)
+    assert {"relevance, mdm", "dice, upsampling"} <= set(table.columns)
+
+
+def test_the_ranking_stands_in_a_table_too(tmp_path: Path) -> None:
+    made = make_results(tmp_path, 6, ("upsampling", "rise", "random"), size=24, metrics=("energy", "dice"))
+    ranking = [b for b in page(read_results(made)).blocks if b.heading == "Ranking"]
+    assert [type(b) for b in ranking] == [DotPlot, ScoreTable]
+
+
+def test_a_carriage_return_in_a_name_breaks_no_table(tmp_path: Path) -> None:
+    pairs = [Scored("a\rb.png", "a\rb.png", "c\rd", 0, "p\r", "")]
+    write_csv(tmp_path / "pairs.csv", pairs, {"mdm": {"energy": np.array([0.5])}})
+    read, values = read_csv(tmp_path / "pairs.csv")
+    assert list(read) == pairs
+    assert read[0].image == "a\\rb.png"
+    assert values["mdm"]["energy"].tolist() == [0.5]
+
+
 def test_only_metrics_that_the_annotation_tops_are_checked_against_it(tmp_path: Path) -> None:
     names = ("energy", "part-hit", "top5-in-box", "box-iou", "ior", "oirr")
     made = make_results(tmp_path, 6, ("mdm", "upsampling", "annotation"), size=24, metrics=names)
