@@ -145,6 +145,7 @@ def bank(
     *,
     nearest: int = 4,
     limit: int = 400,
+    seed: int = 0,
     batch: int = 32,
     method: str = "mdm",
 ) -> Figure | None:
@@ -152,10 +153,11 @@ def bank(
 
     Args:
         loaded: the model with its source images; None comes back where it holds none.
-        dataset: where nearest patches are looked for, in its first ``limit`` images.
+        dataset: where nearest patches are looked for, in ``limit`` of its images, drawn from the seed.
         label: the class.
         nearest: how many patches per prototype.
-        limit: images looked at.
+        limit: images looked at; of a data set with more, images in the order of classes would leave some out.
+        seed: of these images.
         batch: images in one network pass.
         method: what locates the patches.
     """
@@ -163,11 +165,12 @@ def bank(
     sources = {p: loaded.source(p) for p in prototypes}
     if not prototypes or any(source is None for source in sources.values()):
         return None
-    activations = _activations(loaded, dataset, min(limit, len(dataset)), batch)[:, prototypes]
+    looked_at = sorted(np.random.default_rng(seed).permutation(len(dataset))[:limit].tolist())
+    activations = _activations(loaded, dataset, looked_at, batch)[:, prototypes]
     best = activations.sort(dim=0, descending=True, stable=True).indices[:nearest]
     rows = []
     for column, prototype in enumerate(prototypes):
-        samples = [dataset[i] for i in best[:, column].tolist()]
+        samples = [dataset[looked_at[i]] for i in best[:, column].tolist()]
         targets = [(i, prototype) for i in range(len(samples))]
         found = locate(loaded.model, tensors(loaded.model, samples), targets, method, batch=batch)
         near = tuple(
@@ -181,13 +184,13 @@ def bank(
 
 
 @torch.no_grad()
-def _activations(loaded: Loaded, dataset: Dataset, count: int, batch: int) -> torch.Tensor:
+def _activations(loaded: Loaded, dataset: Dataset, indices: Sequence[int], batch: int) -> torch.Tensor:
     def work(part: slice) -> torch.Tensor:
-        samples = [dataset[i] for i in range(part.start, part.stop)]
+        samples = [dataset[i] for i in indices[part]]
         return loaded.model.activations(tensors(loaded.model, samples)).cpu()
 
     with untouched(loaded.model.module):
-        return torch.cat(list(in_chunks(count, batch, work)))
+        return torch.cat(list(in_chunks(len(indices), batch, work)))
 
 
 def contrast(

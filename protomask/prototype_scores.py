@@ -232,6 +232,15 @@ def prototype_pools(
     return pools
 
 
+def own_prototypes(model: Contract, dataset: Dataset) -> set[int] | None:
+    """The prototypes of classes that the data set has images of; None where that cannot be told without reading it."""
+    inner = dataset.dataset if isinstance(dataset, Relabelled) else dataset
+    if model.class_weights() is None or getattr(inner, "labels", None) is None:
+        return None
+    labels = {_label(dataset, index) for index in range(len(dataset))} - {-1}
+    return set(class_prototypes(model, sorted(labels)).tolist()) if labels else set()
+
+
 def _label(dataset: Dataset, index: int) -> int:
     """A sample's class; without reading the sample where the data set tells the labels of all."""
     if isinstance(dataset, Relabelled):

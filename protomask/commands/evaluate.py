@@ -33,6 +33,7 @@ from protomask.evaluation import METHODS, Evaluation
 from protomask.jobs.drawing import contents, drawn_pairs
 from protomask.jobs.evaluating import RANDOMISATION, EvaluateJob, EvaluateTask, gather, plan_evaluate
 from protomask.jobs.folder import Folder
+from protomask.jobs.needs import check_needs
 from protomask.jobs.studies import MOST_PROTOTYPES, check_studies, gather_studies, plan_studies, runs_again
 from protomask.jobs.work import MOST_SAID, Engine, Terms
 from protomask.loading import Loaded, load_model
@@ -256,6 +257,9 @@ def evaluation_job(
     )
     for reason in drawn.skipped:
         tqdm.write(f"skipped: {printable(reason, MOST_SAID)}")
+    if metrics is not None:  # of those that nobody named each is shown where it is defined
+        for line in check_needs(metrics_by_scope(metrics)["pair"], loaded.model, dataset, drawn.pairs):
+            tqdm.write(line)
     own: dict[str, Any] = {"prototypes": prototypes, "agree_images": agree_images}
     task = EvaluateTask(tuple(methods), seed, batch, metrics=metrics, threads=threads, **own)
     beside = plan_studies(loaded, dataset, contents(dataset, data or {}), task.asked(others), seed)

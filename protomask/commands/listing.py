@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from protomask.commands.common import add_plugin
 from protomask.errors import ResourceError
+from protomask.jobs.needs import NEEDS
 from protomask.localisers import LOCALISERS, image_passes_of, load_entry_points
 from protomask.metrics import METRICS, Metric
 
@@ -53,6 +54,10 @@ def _asked(metric: Metric) -> str:
     """What `protomask evaluate` needs for it beside a name per pair."""
     if metric.scope == "prototype":
         return "Over prototypes: needs annotated parts; --prototypes N are located on 10 images each."
+    told = [words for need, words in NEEDS.items() if need in metric.needs]
+    told += ["a method whose maps are masks"] if "mask" in metric.needs else []
+    if told:
+        return f"Needs {', and '.join(told)}."
     if "models" in metric.needs:
         return "Needs --agree MODEL, another training; may be repeated."
     return "Runs each method once more on every pair." if metric.scope == "study" else ""

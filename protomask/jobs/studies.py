@@ -25,7 +25,14 @@ from protomask.localisers.stored import Stored
 from protomask.locating import resolve_method
 from protomask.metrics import metrics_by_scope
 from protomask.pairs import SHOWN
-from protomask.prototype_scores import IMAGES, pool_size, prototype_pools, prototype_scores, rounds_of
+from protomask.prototype_scores import (
+    IMAGES,
+    own_prototypes,
+    pool_size,
+    prototype_pools,
+    prototype_scores,
+    rounds_of,
+)
 from protomask.sanity import AGREEMENT_IMAGES, agreement_images, agreement_on, capacity, check_shuffles
 from protomask.store.plans import ShardPlan
 from protomask.store.runs import Run
@@ -136,9 +143,10 @@ def _prototypes(
     loaded: Loaded, dataset: Dataset, content: Callable[[int], str], asked: Asked, seed: int
 ) -> list[list[Any]]:
     """[prototype, digests of the samples that it may be located on] of each prototype, in order."""
-    count = loaded.model.num_prototypes
-    drawn = np.random.default_rng([seed, 4]).permutation(count)[: asked.prototypes]
-    pools = prototype_pools(loaded.model, dataset, sorted(drawn.tolist()), pool_size(asked.metrics), seed)
+    order = np.random.default_rng([seed, 4]).permutation(loaded.model.num_prototypes).tolist()
+    shown = own_prototypes(loaded.model, dataset)
+    drawn = [p for p in order if shown is None or p in shown][: asked.prototypes]
+    pools = prototype_pools(loaded.model, dataset, sorted(drawn), pool_size(asked.metrics), seed)
     known: dict[int, str] = {}
     for index in sorted({index for pool in pools.values() for index in pool}):
         known[index] = _content(content, index)
