@@ -54,10 +54,11 @@ def over_prototypes(data: Evaluated, reference: str) -> list[str]:
 
     rows = [[m, *(cell(m, k) for k in data.metrics)] for m in (*data.competitors, *data.controls)]
     gaps = [[m, *(spelt(own[k]) for k in data.metrics)] for m, own in data.differences(reference).items()]
-    said = (
-        f"Means over {len(pool.groups)} prototypes, drawn by seed; 95 % interval over prototypes. Bold: the best "
-        "method, controls not counted."
-    )
+    defined = np.any([np.isfinite(v) for own in pool.values.values() for v in own.values()], axis=0)
+    count = f"{len(defined)} prototypes, drawn by seed"
+    if not defined.all():
+        count = f"{defined.sum()} of {count} (the others have no images here)"
+    said = f"Means over {count}; 95 % interval over prototypes. Bold: the best method, controls not counted."
     minus = f"{reference} minus each other method, paired:"
     tables = [said, markdown(heads, rows), minus, markdown(heads, gaps)]
     return ["## Over prototypes", *tables, *_ahead(data, reference)]

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from joined import join
+from joined import beside_only, join
 from localisation import Pool
 
 from protomask.commands.common import DIRECTIONS
@@ -202,8 +202,12 @@ def flips(comparisons: int) -> int:
     return max(PERMUTATIONS, 100 * comparisons)
 
 
-def read(folders: Sequence[str | Path]) -> Evaluated:
+def read(folders: Sequence[str | Path], beside: Sequence[str | Path] = ()) -> Evaluated:
     """The runs in these folders, those of one model joined (of a method's values the last count), the models pooled.
+
+    Args:
+        folders: of runs.
+        beside: of runs of the same models, of which only what stands beside the pairs is taken.
 
     Raises:
         DataError: a folder does not hold what an evaluation leaves behind.
@@ -211,10 +215,14 @@ def read(folders: Sequence[str | Path]) -> Evaluated:
             although model, data and seed are the same.
     """
     found = [read_results(folder) for folder in folders]
+    found += [beside_only(read_results(folder)) for folder in beside]
     fills = {run.about["scoring_fill"] for run in found}
     if len(fills) > 1:
         raise InputError(expected("runs", "runs scored with one fill", ", ".join(sorted(fills))))
     runs = join(found)
+    alone = next((run for run in runs if not run.values), None)
+    if alone is not None:
+        raise InputError(expected("--beside", "runs of models that have pairs, too", str(alone.folder)))
     methods = [m for m in runs[0].values if all(m in run.values for run in runs)]
     metrics = [k for k in METRICS if all(k in run.values[m] for run in runs for m in methods)]
     if not methods or not metrics:

@@ -19,6 +19,8 @@ a method is added, without running the others again::
     python benchmarks/full_table.py benchmarks/results/planted-full/runs/* scores/mdm-0 scores/mdm-1 \\
         --out benchmarks/results/planted-full --commit "$(git rev-parse --short HEAD)"
 
+Scores of prototypes and of agreement may come from runs of other pairs, which --beside names.
+
 --commit is of those evaluations only that do not tell theirs; what was kept does. The table has the metrics that all
 methods have, and names the others; what is kept has all.
 """
@@ -319,8 +321,12 @@ def main() -> None:
         help="what made the runs, where run.json does not tell all of it; may be repeated",
     )  # fmt: skip
     parser.add_argument("--commit", metavar="HASH", help="of the code that made those runs that do not tell it")
+    parser.add_argument(
+        "--beside", action="append", default=[], metavar="RUN",
+        help="of this run only the scores of prototypes and the agreement of trainings; may be repeated",
+    )  # fmt: skip
     args = parser.parse_args()
-    print(write(read(args.runs), prepare_output(args.out), args.reference, args.command, args.commit))
+    print(write(read(args.runs, args.beside), prepare_output(args.out), args.reference, args.command, args.commit))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ def join(runs: Sequence[Results]) -> tuple[Results, ...]:
     """The runs in the order given, those of one model on the same data with the same seed and fill made one.
 
     Methods keep their place when their values are replaced. Metrics are those that each method has in its own runs. In
-    tables of prototypes and of agreement the last run that has a method's metric counts.
+    tables of prototypes and of agreement the last run that has a method's metric counts. A run of :func:`beside_only`
+    gives nothing but these, and comes after one that has pairs.
 
     Raises:
         InputError: runs that should be one have different pairs, prototypes, or images that models are compared on.
@@ -43,7 +44,8 @@ def join(runs: Sequence[Results]) -> tuple[Results, ...]:
         if group is None:
             groups.append([run])
         else:
-            _check_pairs(group[0], run)
+            if run.values:
+                _check_pairs(group[0], run)
             group.append(run)
     return tuple(_joined(group) if len(group) > 1 else group[0] for group in groups)
 
@@ -78,10 +80,16 @@ def _differences(first: Sequence[Scored], other: Sequence[Scored]) -> Iterator[s
         yield f"{len(other)} instead of {len(first)}"
 
 
+def beside_only(run: Results) -> Results:
+    """The run without its pairs' values: what stands beside them."""
+    return replace(run, pairs=(), values={})
+
+
 def _joined(runs: Sequence[Results]) -> Results:
     holders = _holders(runs)
+    last = [run for run in runs if run.values][-1]
     about = {
-        **runs[-1].about,
+        **last.about,
         "model": {key: value for run in runs for key, value in run.about["model"].items()},
         "metrics": {name: metric for run in runs for name, metric in run.about["metrics"].items()},
         "methods": {method: own[0].about["methods"].get(method, {}) for method, own in holders.items()},
@@ -91,7 +99,7 @@ def _joined(runs: Sequence[Results]) -> Results:
     about["command"] = "\n".join(str(source["command"]) for source in about["sources"])
     values = {method: {k: v for run in own for k, v in run.values[method].items()} for method, own in holders.items()}
     tables = (_joined_tables([getattr(run, name) for run in runs]) for name in ("prototypes", "agreement"))
-    return Results(runs[-1].folder, about, runs[-1].pairs, values, *tables)
+    return Results(last.folder, about, last.pairs, values, *tables)
 
 
 def _holders(runs: Sequence[Results]) -> dict[str, list[Results]]:
@@ -126,6 +134,13 @@ def _left(runs: Sequence[Results], holders: Mapping[str, Sequence[Results]]) -> 
     """The sources of the values that were not replaced."""
     earlier: set[str] = set()
     for run in runs:
+        if not run.values:
+            tables = [table.values for table in (run.prototypes, run.agreement) if table.values]
+            beside = {m: None for values in tables for m in values}
+            metrics = {k: None for values in tables for columns in values.values() for k in columns}
+            for source in sources(run):
+                yield {**source, "methods": list(beside), "instead": [], "metrics": list(metrics)}
+            continue
         for source in sources(run):
             methods = [m for m in source["methods"] if holders[m][0] is run]
             added = [m for m in source["methods"] if run in holders[m][1:]]
@@ -147,7 +162,7 @@ def sources(run: Results) -> list[dict[str, Any]]:
         "commit": about.get("commit"),
         "device": about["model"].get("device"),
         "versions": about["versions"],
-        "methods": list(run.values),
+        "methods": list(run.values or run.prototypes.values or run.agreement.values),
         "instead": [],
     }
     return [dict(source) for source in about.get("sources", [own])]

@@ -320,6 +320,30 @@ def test_the_table_tells_what_stands_beside_the_pairs(benchmark: Any, two: list[
     assert all(run.prototypes.values["mdm"]["consistency"].size == 4 for run in kept.runs)
 
 
+def test_a_run_may_give_what_stands_beside_the_pairs_alone(benchmark: Any, two: list[Path], tmp_path: Path) -> None:
+    table, evaluated = benchmark("full_table"), benchmark("evaluated")
+    study = run(tmp_path / "study", {m: scores(0.1, 0.1, 2) for m in ("mdm", "rise")})
+    retold(study, model={"name": "one"})
+    items = tuple((str(k), f"a / {k}", "a") for k in range(4))
+    purity = np.array([0.2, 0.4, np.nan, 0.6])
+    write_beside(study, Beside(PROTOTYPES, items, {m: {"purity": purity} for m in ("mdm", "rise")}))
+    plain = evaluated.read(two[:1])
+    data = evaluated.read(two[:1], [study])
+    assert data.pool.values.keys() == plain.pool.values.keys()
+    for method, columns in plain.pool.values.items():
+        for metric, column in columns.items():
+            assert np.array_equal(data.pool.values[method][metric], column)
+    said = table.write(data, tmp_path / "out", "mdm", [], "c0ffee")
+    assert "Means over 3 of 4 prototypes, drawn by seed (the others have no images here)" in said
+    assert "purity of mdm, rise: of study at c0ffee" in said
+    kept = evaluated.read([tmp_path / "out" / "runs" / "one"]).runs[0]
+    assert kept.prototypes.values["rise"]["purity"].tolist()[:2] == [0.2, 0.4]
+    assert [s["run"] for s in kept.about["sources"]] == [plain.runs[0].folder.name, "study"]
+    other = run(tmp_path / "other", {"mdm": scores(0.1, 0.1)})
+    with pytest.raises(InputError, match="--beside: expected runs of models that have pairs"):
+        evaluated.read(two[:1], [other])
+
+
 def test_sanity_ranks_nobody_in_the_table(benchmark: Any, tmp_path: Path) -> None:
     values = {m: scores(0.5, 0.5) | {"randomisation": [v] * 24} for m, v in (("mdm", 0.4), ("rise", 0.1))}
     data = benchmark("evaluated").read([run(tmp_path / "one", values)])
