@@ -58,6 +58,8 @@ def over_prototypes(data: Evaluated, reference: str) -> list[str]:
     count = f"{len(defined)} prototypes, drawn by seed"
     if not defined.all():
         count = f"{defined.sum()} of {count} (the others have no images here)"
+    if len(data.runs) > 1:
+        count += f", of {' and '.join(run.name for run in data.runs if run.prototypes.values)}"
     said = f"Means over {count}; 95 % interval over prototypes. Bold: the best method, controls not counted."
     minus = f"{reference} minus each other method, paired:"
     tables = [said, markdown(heads, rows), minus, markdown(heads, gaps)]

@@ -307,7 +307,7 @@ def test_the_table_tells_what_stands_beside_the_pairs(benchmark: Any, two: list[
     write_beside(two[0], Beside(AGREEMENT, images, {"mdm": alike, "random": {k: 0 * v for k, v in alike.items()}}))
     said = table.write(evaluated.read(two), tmp_path / "out", "mdm", [], None)
     prototypes, sane = said.split("## Over prototypes")[1].split("## Sanity")
-    assert "Means over 8 prototypes" in prototypes
+    assert "Means over 8 prototypes, drawn by seed, of one and two;" in prototypes
     assert "| mdm | **0.750 [" in prototypes
     assert "| rise | 0.500 [" in prototypes
     assert "Ahead of mdm: rise on purity by 0.250 [" in prototypes
