@@ -135,6 +135,42 @@ def refused(model: Any, message: str) -> None:
         protomask.locate(model, torch.rand(1, *model.input_shape), "all", "prp")
 
 
+def test_the_order_of_registration_is_no_matter() -> None:
+    class Net(nn.Module):
+        """An add-on after a body, either of them registered first."""
+
+        mean, std, activation_range, input_shape = (0.5,) * 3, (0.25,) * 3, (0.0, 1.0), (3, 32, 32)
+        num_prototypes = 4
+
+        def __init__(self, swapped: bool) -> None:
+            super().__init__()
+            generator = torch.Generator().manual_seed(0)
+            parts = {
+                "body": nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU()),
+                "add_on": nn.Sequential(nn.Conv2d(8, 8, 1), nn.Sigmoid()),
+            }
+            for part in parts.values():
+                with torch.no_grad():
+                    for p in part.parameters():
+                        p.copy_(torch.randn(p.shape, generator=generator) * 0.4)
+            for name in reversed(parts) if swapped else parts:
+                self.add_module(name, parts[name])
+            self.vectors = nn.Parameter(torch.rand(4, 8, generator=generator))
+
+        def similarity_maps(self, images: Tensor) -> Tensor:
+            features = self.add_on(self.body(images))
+            return torch.exp(-(features[:, None] - self.vectors[None, :, :, None, None]).square().sum(2))
+
+        def activations(self, images: Tensor, prototypes: Tensor | None = None) -> Tensor:
+            values = self.similarity_maps(images).flatten(2).amax(2)
+            return values if prototypes is None else values.gather(1, prototypes[:, None])[:, 0]
+
+    pairs = [(0, 0), (1, 1), (2, 3)]
+    plain, swapped = (protomask.locate(Net(order).eval(), scenes(3), pairs, "prp") for order in (False, True))
+    assert plain.located.all()
+    assert torch.equal(plain.maps, swapped.maps)
+
+
 def test_what_it_cannot_propagate_through_is_refused() -> None:
     densenet = torchvision.models.DenseNet(8, (1, 1), 8, num_classes=2).features
     refused(settle(Patches(densenet, 16)), "layers that relevance can be propagated through, got")

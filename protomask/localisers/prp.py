@@ -68,21 +68,27 @@ class PRP:
         model = request.model
         module = module_of(model, "prp")
         head = find_head(model, request.images[:1], request.targets.prototypes[:1])
-        _check_layers(model, head, request)
+        first = _check_layers(model, head, request)
 
         def work(images: Tensor, prototypes: Tensor) -> Tensor:
             with torch.no_grad():
                 shares = head.share(images.detach(), prototypes)
-            with _rules(model, images).context(module):
+            with _rules(model, images, first).context(module):
                 features = head.features(images, prototypes)
                 return torch.autograd.grad(features, images, shares.to(features))[0]
 
         return over_pairs(request, request.batch, self.passes, work)
 
 
-def _rules(model: Contract, images: Tensor) -> Any:
-    """Zennit's composite: which rule stands for which layer, and what is rewritten before."""
-    from zennit.composites import SpecialFirstLayerMapComposite, layer_map_base
+def _rules(model: Contract, images: Tensor, first: str) -> Any:
+    """Zennit's composite: which rule stands for which layer, and what is rewritten before.
+
+    Args:
+        model: the contract.
+        images: [B, C, H, W].
+        first: name of the layer that the images go into; Zennit would take the one that was registered first.
+    """
+    from zennit.composites import LayerMapComposite, MixedComposite, NameMapComposite, layer_map_base
     from zennit.rules import ZBox, ZPlus
     from zennit.torchvision import ResNetCanonizer
 
@@ -90,8 +96,8 @@ def _rules(model: Contract, images: Tensor) -> Any:
     black, white = (((v - mean) / std).view(1, -1, 1, 1).expand_as(images[:1]) for v in (0, 1))
     # Without biases, which would take relevance that no pixel gets.
     layers = [*layer_map_base(), (_LINEAR, ZPlus(zero_params="bias"))]
-    first = [(_LINEAR, ZBox(low=black, high=white, zero_params="bias"))]
-    return SpecialFirstLayerMapComposite(layers, first, canonizers=[ResNetCanonizer(), _mobile_canonizer()])
+    pixels = NameMapComposite([((first,), ZBox(low=black, high=white, zero_params="bias"))])
+    return MixedComposite([pixels, LayerMapComposite(layers)], canonizers=[ResNetCanonizer(), _mobile_canonizer()])
 
 
 def _mobile_canonizer() -> Any:
@@ -112,8 +118,8 @@ def _mobile_canonizer() -> Any:
     return AttributeCanonizer(attributes)
 
 
-def _check_layers(model: Contract, head: Head, request: Request) -> None:
-    """Raises ModelError unless every layer up to the features is one that the rules stand for."""
+def _check_layers(model: Contract, head: Head, request: Request) -> str:
+    """The name of the first convolution that runs; ModelError unless rules stand for every layer up to the features."""
     module, image = module_of(model, "prp"), request.images[:1]
     with torch.no_grad():
         steps = trace(module, lambda: head.features(image, request.targets.prototypes[:1]))
@@ -130,6 +136,7 @@ def _check_layers(model: Contract, head: Head, request: Request) -> None:
             wanted = "batch norm right after a convolution, to be folded into it"
             name = names[run.index(norm)]
             raise ModelError(expected("model.module", wanted, f"{name} after another layer"))
+    return next((step.name for step in steps if isinstance(step.module, _LINEAR)), "")
 
 
 @lru_cache(maxsize=1)
