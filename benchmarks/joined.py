@@ -162,7 +162,7 @@ def sources(run: Results) -> list[dict[str, Any]]:
         "commit": about.get("commit"),
         "device": about["model"].get("device"),
         "versions": about["versions"],
-        "methods": list(run.values or run.prototypes.values or run.agreement.values),
+        "methods": list(run.values),
         "instead": [],
     }
     return [dict(source) for source in about.get("sources", [own])]

@@ -209,16 +209,12 @@ def locate_pairs(
 
     Args: as :func:`locate_and_score`.
     """
-    # An image that several pairs share is passed on once, so that a method may use its passes for all of them.
-    first: dict[int, int] = {}
-    for row, pair in enumerate(chunk):
-        first.setdefault(pair.index, row)
-    places = {index: place for place, index in enumerate(first)}
-    shown = [samples[row] for row in first.values()]
+    rows, places = each_image_once(chunk)
+    shown = [samples[row] for row in rows]
     found = locate(
         model,
         tensors(model, shown),
-        [(places[pair.index], pair.prototype) for pair in chunk],
+        [(place, pair.prototype) for place, pair in zip(places, chunk, strict=True)],
         localiser,
         seed=seed,
         batch=batch,
@@ -227,6 +223,18 @@ def locate_pairs(
         image_ids=[sample.image_id for sample in shown],
     )
     return as_stored(replace(found, targets=Targets(torch.arange(len(chunk)), found.targets.prototypes)))
+
+
+def each_image_once(chunk: Sequence[Pair]) -> tuple[list[int], list[int]]:
+    """The first row of each image, and of each pair which of these is its image's.
+
+    An image that several pairs share is passed on once, so that a method may use its passes for all of them.
+    """
+    first: dict[int, int] = {}
+    for row, pair in enumerate(chunk):
+        first.setdefault(pair.index, row)
+    places = {index: place for place, index in enumerate(first)}
+    return list(first.values()), [places[pair.index] for pair in chunk]
 
 
 def _joined(parts: list[dict[str, torch.Tensor]]) -> dict[str, np.ndarray]:

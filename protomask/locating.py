@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,17 +112,23 @@ def locate(
     """
     if torch.is_inference_mode_enabled():
         # No gradient ever flows there, whatever a method asks for; nor through a tensor that was made there.
-        told: dict[str, Any] = {
-            **settings,
-            "seed": seed,
-            "batch": batch,
-            "memory": memory,
-            "region": region,
-            "regions": regions,
-        }
-        told |= {"percentile": percentile, "boxes": boxes, "image_ids": image_ids, "progress": progress}
         with torch.inference_mode(False):
-            return locate(model, images.clone(), targets, method, **told)
+            return locate(
+                model,
+                images.clone(),
+                targets,
+                method,
+                seed=seed,
+                batch=batch,
+                memory=memory,
+                region=region,
+                percentile=percentile,
+                regions=regions,
+                boxes=boxes,
+                image_ids=image_ids,
+                progress=progress,
+                **settings,
+            )
     known, images, localiser, name = _prepared(model, images, targets, method, settings, batch, region)
     batch = choose_batch(known, images, batch, memory)
     with untouched(known.module):

@@ -225,8 +225,9 @@ def prototype_pools(
             break
         label = _label(dataset, index)
         if label not in owners:
-            own = class_prototypes(model, [label]).tolist() if classed and label >= 0 else ([] if classed else wanted)
-            owners[label] = frozenset(own)
+            nobody = classed and label < 0
+            own = class_prototypes(model, [label]).tolist() if classed and not nobody else wanted
+            owners[label] = frozenset(() if nobody else own)
         for prototype in open_ & owners[label]:
             pools[prototype].append(index)
     return pools

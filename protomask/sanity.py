@@ -95,7 +95,7 @@ def randomisation(
     (its edges, its fall at the border), so a little is no failure; a method that draws at random scores best: read it
     beside the causal metrics. The controls look at no weights and score 1 by construction (``random`` draws from the
     seed, the image and the prototype), except where the shuffled network has nothing to locate. Maps are compared as
-    runs store them, to 16 bits, so that those of an earlier run do as well.
+    runs store them, so that those of an earlier run do as well.
 
     Args:
         model: as for :func:`protomask.locate`; it comes back bit by bit as it came.

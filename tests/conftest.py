@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+
+from protomask.data import Dataset
 
 torch.set_num_threads(1)  # small tensors: a second thread costs more than it brings
 
@@ -25,3 +28,15 @@ def real_data() -> Path:
     if not (folder / "cub20").is_dir():
         pytest.skip(f"no real data at {folder}: set PROTOMASK_DATA")
     return folder
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Dataset], Dataset]:
+    """Makes `evaluate` open this data set, whatever the options say."""
+    from protomask.commands import evaluate
+
+    def put(data: Dataset) -> Dataset:
+        monkeypatch.setattr(evaluate, "dataset_for", lambda args, loaded: data)
+        return data
+
+    return put

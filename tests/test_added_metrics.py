@@ -14,7 +14,6 @@ import torch
 import protomask
 from protomask import sanity
 from protomask.cli import main
-from protomask.commands import evaluate as evaluate_command
 from protomask.data import Dataset
 from protomask.jobs import evaluating
 from protomask.records import Localisation
@@ -28,16 +27,10 @@ METHODS = ("mdm-fast", "single-mask", "upsampling", "random", "annotation")
 FIRST, MORE = "energy,deletion-30", "insertion,sufficiency-drop@blur"
 
 
-@pytest.fixture
-def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Dataset], Dataset]:
-    """Makes the commands open this data set, whatever the options say."""
-
-    def put(data: Dataset) -> Dataset:
-        monkeypatch.setattr(evaluate_command, "dataset_for", lambda args, loaded: data)
-        return data
-
-    put(BlockScenes(12, masks=False))
-    return put
+@pytest.fixture(autouse=True)
+def scenes(use: Callable[[Dataset], Dataset]) -> Dataset:
+    """What the commands open unless a test puts another data set there."""
+    return use(BlockScenes(12, masks=False))
 
 
 @pytest.fixture
@@ -87,7 +80,6 @@ def results(out: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.usefixtures("use")
 def test_in_steps_is_as_at_once_and_locates_once(
     tmp_path: Path, located: dict[str, list[str]], scored: list[tuple[str, ...]]
 ) -> None:
@@ -104,7 +96,6 @@ def test_in_steps_is_as_at_once_and_locates_once(
     assert results(out) == results(whole)
 
 
-@pytest.mark.usefixtures("use")
 def test_what_two_earlier_runs_scored_is_put_together(
     tmp_path: Path, located: dict[str, list[str]], scored: list[tuple[str, ...]]
 ) -> None:
@@ -119,7 +110,6 @@ def test_what_two_earlier_runs_scored_is_put_together(
     assert results(out) == results(whole)
 
 
-@pytest.mark.usefixtures("use")
 def test_shuffled_weights_are_located_under_and_only_once(tmp_path: Path, located: dict[str, list[str]]) -> None:
     assert evaluate_into(tmp_path / "whole", "energy,insertion,randomisation") == 0
     assert evaluate_into(tmp_path / "out", "energy") == 0
@@ -134,7 +124,6 @@ def test_shuffled_weights_are_located_under_and_only_once(tmp_path: Path, locate
 
 
 @pytest.mark.parametrize("change", [["--seed", "1"], ["--batch", "4"], ["--threads", "2"]])
-@pytest.mark.usefixtures("use")
 def test_maps_of_other_settings_are_not_taken(change: list[str], tmp_path: Path, located: dict[str, list[str]]) -> None:
     assert evaluate_into(tmp_path, FIRST) == 0
     located["pairs"].clear()
@@ -142,7 +131,6 @@ def test_maps_of_other_settings_are_not_taken(change: list[str], tmp_path: Path,
     assert sorted(set(located["pairs"])) == sorted(METHODS)
 
 
-@pytest.mark.usefixtures("use")
 def test_maps_of_other_images_are_not_taken(
     use: Callable[[Dataset], Dataset], tmp_path: Path, located: dict[str, list[str]]
 ) -> None:
@@ -159,7 +147,6 @@ def test_maps_of_other_images_are_not_taken(
 
 
 @pytest.mark.parametrize("how", ["truncated", "another's"])
-@pytest.mark.usefixtures("use")
 def test_a_damaged_shard_is_located_anew(how: str, tmp_path: Path, located: dict[str, list[str]]) -> None:
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert evaluate_into(whole, MORE) == 0
@@ -187,7 +174,6 @@ def test_a_pair_that_failed_before_fails_again_alone(
     assert results(out) == results(whole)
 
 
-@pytest.mark.usefixtures("use")
 def test_the_cost_is_that_of_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def told() -> str:
         return next(line for line in capsys.readouterr().out.splitlines() if line.startswith("6 pairs"))

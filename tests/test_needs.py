@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from protomask.cli import main
-from protomask.commands import evaluate as evaluate_command
 from protomask.data import Dataset
 from protomask.data.sample import Sample
 from protomask.errors import InputError
@@ -36,14 +35,6 @@ class Bare(BlockScenes):
         return None
 
 
-@pytest.fixture
-def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Dataset], None]:
-    def put(data: Dataset) -> None:
-        monkeypatch.setattr(evaluate_command, "dataset_for", lambda args, loaded: data)
-
-    return put
-
-
 @pytest.mark.parametrize(
     ("data", "missing"),
     [
@@ -65,7 +56,7 @@ def test_what_is_lacking_follows_from_the_data(data: BlockScenes, missing: set[s
 
 
 def test_an_evaluation_without_a_single_metric_that_is_defined_is_refused(
-    use: Callable[[Dataset], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    use: Callable[[Dataset], Dataset], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     use(Bare(9))
     common = ["evaluate", MODEL, "--data", "planted", "--methods", "upsampling", "--pairs", "4", "--quiet", "--out"]

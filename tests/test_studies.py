@@ -61,17 +61,6 @@ class Damaged(BlockScenes):
 
 
 @pytest.fixture
-def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Dataset], Dataset]:
-    """Makes the commands open this data set, whatever the options say."""
-
-    def put(data: Dataset) -> Dataset:
-        monkeypatch.setattr(evaluate_command, "dataset_for", lambda args, loaded: data)
-        return data
-
-    return put
-
-
-@pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """(study, method) of the shards that were computed, in order."""
     done: list[tuple[str, str]] = []

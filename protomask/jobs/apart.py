@@ -11,6 +11,26 @@ from protomask.store.shards import Failure
 Result = TypeVar("Result")
 
 
+def read_each(read: Callable[[int], Result], names: Sequence[str]) -> tuple[list[Result], list[int], list[Failure]]:
+    """What can be read of some items.
+
+    Args:
+        read: from an item's number to what it holds; DataError where it cannot be read.
+        names: of the items.
+
+    Returns:
+        What was read, the number of each, and what could not be.
+    """
+    found, rows, failed = [], [], []
+    for row, name in enumerate(names):
+        try:
+            found.append(read(row))
+            rows.append(row)
+        except DataError as error:
+            failed.append(Failure(name, str(error)))
+    return found, rows, failed
+
+
 def all_or_each(
     compute: Callable[[list[int]], Result], names: Sequence[str]
 ) -> tuple[list[tuple[list[int], Result]], list[Failure]]:

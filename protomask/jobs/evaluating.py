@@ -13,9 +13,9 @@ import torch
 
 from protomask.data.sample import Dataset, Sample
 from protomask.errors import DataError, expected
-from protomask.evaluation import Evaluation, Seen, chunk_size, locate_pairs
+from protomask.evaluation import Evaluation, Seen, chunk_size, each_image_once, locate_pairs
 from protomask.fills import SCORING_FILL
-from protomask.jobs.apart import all_or_each
+from protomask.jobs.apart import all_or_each, read_each
 from protomask.jobs.cutting import cut_pairs
 from protomask.jobs.digests import digest_method, versions
 from protomask.jobs.drawing import Drawn, pair_of, spell_pair
@@ -33,8 +33,8 @@ from protomask.sanity import AGREEMENT_IMAGES, randomisation
 from protomask.scoring import score_chunk
 from protomask.store.plans import Plan, ShardPlan
 from protomask.store.regions import ImageInfo
-from protomask.store.runs import Run, same_maps
-from protomask.store.shards import Failure, Shard
+from protomask.store.runs import Run, maps_of, stored_maps
+from protomask.store.shards import Shard
 
 RANDOMISATION = "randomisation"
 
@@ -156,7 +156,8 @@ class EvaluateJob:
             return 0.0, frozenset()
         run = Run(self.folder, self.plan)
         missing = [shard for shard in run.missing() if not shard.study]
-        there = [shard for shard in missing if same_maps(self.folder, shard.key)]
+        stored = stored_maps(self.folder)
+        there = [shard for shard in missing if maps_of(shard.key) in stored]
         first = run.earlier(there[0]) if there else None
         scores = () if first is None else first.scores
         return sum(s.maps for s in there) / max(1, sum(s.maps for s in missing)), frozenset(scores)
@@ -216,10 +217,8 @@ class EvaluateJob:
         """[N] float64; NaN under maps that were made before, which cannot be made again."""
         if isinstance(localiser, Stored):
             return torch.full((len(pairs),), torch.nan, dtype=torch.float64)
-        # An image that several pairs share is passed on once, as it was when they were located.
-        rows = list({pair.index: row for row, pair in reversed(list(enumerate(pairs)))}.values())[::-1]
-        places = {pairs[row].index: place for place, row in enumerate(rows)}
-        targets = Targets(torch.tensor([places[pair.index] for pair in pairs]), found.targets.prototypes)
+        rows, places = each_image_once(pairs)
+        targets = Targets(torch.tensor(places), found.targets.prototypes)
         return randomisation(
             self.loaded.model,
             tensors(self.loaded.model, [samples[row] for row in rows]),
@@ -262,15 +261,10 @@ def read_samples(dataset: Dataset, plan: Plan, folder: Path | None, shard: Shard
         folder: of its results; None where nothing is to be looked for.
         shard: which pairs.
     """
-    samples, rows, failed = [], [], []
     if shard.study:
         return Read()
-    for row, pair in enumerate(pairs_of(plan.items, shard)):
-        try:
-            samples.append(dataset[pair.index])
-            rows.append(row)
-        except DataError as error:
-            failed.append(Failure(pair.image_id, str(error)))
+    pairs = pairs_of(plan.items, shard)
+    samples, rows, failed = read_each(lambda row: dataset[pairs[row].index], [pair.image_id for pair in pairs])
     earlier = None if folder is None else Run(folder, plan).earlier(shard)
     return Read(tuple(samples), tuple(rows), tuple(failed), earlier)
 

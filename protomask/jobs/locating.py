@@ -13,7 +13,7 @@ import torch
 
 from protomask.data import Sample, make_sample, read_image
 from protomask.errors import DataError
-from protomask.jobs.apart import all_or_each
+from protomask.jobs.apart import all_or_each, read_each
 from protomask.jobs.cutting import cut_images
 from protomask.jobs.digests import digest_file, digest_method, digest_model, versions
 from protomask.jobs.work import Read
@@ -24,7 +24,7 @@ from protomask.pairs import tensors
 from protomask.records import Localisation, Targets
 from protomask.store.plans import Plan, ShardPlan
 from protomask.store.regions import ImageInfo, entries_of
-from protomask.store.shards import Failure, Shard
+from protomask.store.shards import Shard
 from protomask.targets import choose_targets, needs_activations
 
 _UNREADABLE = "unreadable"
@@ -138,13 +138,12 @@ class LocateJob:
 
 def read_images(items: Sequence[Mapping[str, str]], size: tuple[int, int], shard: ShardPlan) -> Read:
     """A shard's image files at a size; those that cannot be read are told of."""
-    samples, rows, failed = [], [], []
-    for row, item in enumerate(items[shard.start : shard.stop]):
-        try:
-            samples.append(make_sample(item["id"], read_image(item["path"]), 0, size))
-            rows.append(row)
-        except DataError as error:
-            failed.append(Failure(item["id"], str(error)))
+    own = items[shard.start : shard.stop]
+
+    def read(row: int) -> Sample:
+        return make_sample(own[row]["id"], read_image(own[row]["path"]), 0, size)
+
+    samples, rows, failed = read_each(read, [item["id"] for item in own])
     return Read(tuple(samples), tuple(rows), tuple(failed))
 
 

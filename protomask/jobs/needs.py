@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from protomask.data.sample import Dataset, Sample
+from protomask.data.sample import Dataset
 from protomask.errors import InputError, expected
-from protomask.metrics import METRICS
+from protomask.metrics import METRICS, Truth
 from protomask.model import Contract
-from protomask.pairs import Pair, PairSet
+from protomask.pairs import PairSet, truth_of
 
 NEEDS = {
     "region": "an annotated region: a box, a segmentation or part masks",
@@ -35,7 +35,7 @@ def lacking(names: Collection[str], model: Contract, dataset: Dataset, drawn: Pa
     for pair in drawn.pairs:
         if wanted <= met | {"maps"}:
             break
-        met |= _has(dataset[pair.index], pair, drawn.kind)
+        met |= _told_by(truth_of([dataset[pair.index]], [pair], drawn.kind))
     missing = wanted - met
     return {
         name: " and ".join(NEEDS[need] for need in NEEDS if need in METRICS[name].needs & missing)
@@ -58,12 +58,15 @@ def check_needs(names: Sequence[str], model: Contract, dataset: Dataset, drawn: 
     return [f"{name} is undefined on all of these pairs: it needs {need}" for name, need in found.items()]
 
 
-def _has(sample: Sample, pair: Pair, kind: str) -> set[str]:
-    region = sample.box is not None or sample.segmentation is not None or sample.part_masks is not None
+def _told_by(truth: Truth) -> set[str]:
+    """Which of :data:`NEEDS` a pair's annotation meets."""
+    region = truth.regions is not None and bool(truth.regions.any())
     told = {
         "region": region,
-        "part-region": kind != "object",
-        "box": sample.box is not None,
-        "point": pair.part >= 0 and sample.points is not None and sample.box is not None,
+        "part-region": region and truth.kind != "object",
+        "box": truth.boxes is not None and bool(truth.boxes.isfinite().all()),
+        "point": truth.points is not None
+        and truth.radii is not None
+        and bool(truth.points.isfinite().all() and truth.radii.isfinite().all()),
     }
     return {need for need, has in told.items() if has}

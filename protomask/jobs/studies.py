@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from protomask.data.sample import Dataset
 from protomask.errors import DataError, InputError, expected
-from protomask.jobs.apart import all_or_each
+from protomask.jobs.apart import all_or_each, read_each
 from protomask.jobs.cutting import cut_study
 from protomask.jobs.digests import digest_model
 from protomask.loading import Loaded
@@ -36,7 +37,7 @@ from protomask.prototype_scores import (
 from protomask.sanity import AGREEMENT_IMAGES, agreement_images, agreement_on, capacity, check_shuffles
 from protomask.store.plans import ShardPlan
 from protomask.store.runs import Run
-from protomask.store.shards import Failure, Shard
+from protomask.store.shards import Shard
 
 PROTOTYPES, AGREEMENT = "prototypes", "agreement"
 UNRELATED = "agreement-unrelated"
@@ -233,13 +234,7 @@ def compute_study(
 def _agreement(shard: ShardPlan, loaded: Loaded, dataset: Dataset, asked: Asked, seed: int, batch: int) -> Shard:
     models = [loaded.model, *(other.model for other in asked.others)]
     drawn = agreement_images(dataset, asked.images, seed)
-    samples, places, unread = [], [], []
-    for place, index in enumerate(drawn):
-        try:
-            samples.append(dataset[index])
-            places.append(place)
-        except DataError as error:
-            unread.append(Failure(str(index), str(error)))
+    samples, places, unread = read_each(lambda place: dataset[drawn[place]], [str(index) for index in drawn])
 
     def score(_: list[int]) -> Mapping[str, Tensor]:
         found = agreement_on(models, samples, shard.method, seed=seed, batch=batch)
@@ -247,7 +242,7 @@ def _agreement(shard: ShardPlan, loaded: Loaded, dataset: Dataset, asked: Asked,
 
     parts, failed = all_or_each(score, [f"agreement, {shard.method}"])
     scores = {name: values.double().numpy() for _, part in parts for name, values in part.items()}
-    pairs = len(models) * (len(models) - 1) // 2
+    pairs = comb(len(models), 2)
     rows = np.array([pair * len(drawn) + place for pair in range(pairs) for place in places], dtype=np.int64)
     return Shard(shard.key, None, (), rows if scores else rows[:0], scores, failed=(*unread, *failed))
 
@@ -293,7 +288,7 @@ def gather_studies(run: Run) -> Studied:
             _put(scores.setdefault(planned.method, {}), run.read(planned), planned.start, len(prototypes))
         elif planned.study == AGREEMENT:
             flat: dict[str, np.ndarray] = {}
-            pairs = len(models) * (len(models) - 1) // 2
+            pairs = comb(len(models), 2)
             _put(flat, run.read(planned), 0, pairs * len(images))
             alike[planned.method] = {name: values.reshape(pairs, len(images)) for name, values in flat.items()}
     return Studied(prototypes, scores, images, models, capacities, alike)

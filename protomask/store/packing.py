@@ -10,6 +10,8 @@ size.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 LEVELS = 65535
@@ -34,26 +36,25 @@ def unpack_exact(name: str, arrays: dict[str, np.ndarray]) -> np.ndarray:
 
 def pack_maps(name: str, maps: np.ndarray) -> dict[str, np.ndarray]:
     """Maps [N, H, W]: to 16 bits where they lie in [0, 1], else as they are."""
-    if maps.size == 0 or not np.isfinite(maps).all() or maps.min() < 0 or maps.max() > 1:
+    if not _in_range(maps):
         return {f"{name}.values": maps}
     levels = np.rint(maps.astype(np.float64) * LEVELS).astype(np.uint16)
     steps = _differences(levels)
-    return {f"{name}.steps": np.stack([steps >> 8, steps & 255]).astype(np.uint8)}
+    return {f"{name}.steps": _bytes(steps, 2)}
 
 
 def unpack_maps(name: str, arrays: dict[str, np.ndarray]) -> np.ndarray:
     """What :func:`pack_maps` packed: [N, H, W] float32, within 1/131070 of what it was (exact outside [0, 1])."""
     if f"{name}.values" in arrays:
         return arrays[f"{name}.values"].astype(np.float32)
-    high, low = arrays[f"{name}.steps"].astype(np.uint16)
-    levels = _sums((high << 8) | low)
+    levels = _sums(_from_bytes(arrays[f"{name}.steps"], np.uint16))
     return (levels.astype(np.float64) / LEVELS).astype(np.float32)
 
 
 def pack_ranked(name: str, maps: np.ndarray) -> dict[str, np.ndarray]:
     """Maps [N, H, W] float32 with every pixel's rank and its value to 16 bits where they lie in [0, 1], else as they
     are."""
-    if maps.size == 0 or not np.isfinite(maps).all() or maps.min() < 0 or maps.max() > 1:
+    if not _in_range(maps):
         return {f"{name}.values": maps}
     tables, ranks = [], np.empty(maps.shape, np.uint32)
     for row, one in enumerate(maps.astype(np.float32)):
@@ -61,9 +62,8 @@ def pack_ranked(name: str, maps: np.ndarray) -> dict[str, np.ndarray]:
         ranks[row] = places.reshape(one.shape)
         tables.append(np.floor(values.astype(np.float64) * LEVELS).astype(np.uint16))
     steps = _differences(ranks)
-    planes = 4 if steps.max() >> 16 else 2
     return {
-        f"{name}.ranks": np.stack([steps >> (8 * k) & 255 for k in reversed(range(planes))]).astype(np.uint8),
+        f"{name}.ranks": _bytes(steps, 4 if steps.max() >> 16 else 2),
         f"{name}.levels": np.concatenate([np.diff(table, prepend=table.dtype.type(0)) for table in tables]),
         f"{name}.counts": np.array([len(table) for table in tables], dtype=np.int64),
     }
@@ -74,15 +74,27 @@ def unpack_ranked(name: str, arrays: dict[str, np.ndarray]) -> np.ndarray:
     1/65535."""
     if f"{name}.values" in arrays:
         return arrays[f"{name}.values"].astype(np.float32)
-    planes = arrays[f"{name}.ranks"].astype(np.uint32)
-    steps = np.zeros(planes.shape[1:], np.uint32)
-    for plane in planes:
-        steps = steps << 8 | plane
-    ranks = _sums(steps)
+    ranks = _sums(_from_bytes(arrays[f"{name}.ranks"], np.uint32))
     ends = np.cumsum(arrays[f"{name}.counts"])
     tables = np.split(arrays[f"{name}.levels"], ends[:-1])
     rows = [_ascending(np.cumsum(table, dtype=np.uint16))[rank] for table, rank in zip(tables, ranks, strict=True)]
     return np.stack(rows)
+
+
+def _in_range(maps: np.ndarray) -> bool:
+    return bool(maps.size and np.isfinite(maps).all() and maps.min() >= 0 and maps.max() <= 1)
+
+
+def _bytes(steps: np.ndarray, count: int) -> np.ndarray:
+    """[N, H, W] unsigned -> [count, N, H, W] uint8, the highest byte first: planes compress better than numbers."""
+    return np.stack([steps >> (8 * k) & 255 for k in reversed(range(count))]).astype(np.uint8)
+
+
+def _from_bytes(planes: np.ndarray, kind: type[np.unsignedinteger[Any]]) -> np.ndarray:
+    steps = np.zeros(planes.shape[1:], kind)
+    for plane in planes.astype(kind):
+        steps = steps << 8 | plane
+    return steps
 
 
 def _ascending(levels: np.ndarray) -> np.ndarray:
@@ -97,9 +109,8 @@ def _ascending(levels: np.ndarray) -> np.ndarray:
     within = np.arange(len(levels)) - np.repeat(first, np.diff(first, append=len(levels)))
     bits = low.view(np.int32) + within.astype(np.int32)
     tiny = np.finfo(np.float32).tiny.view(np.int32)
-    return (
-        np.where((levels == 0) & (within > 0), tiny + within.astype(np.int32), bits).astype(np.int32).view(np.float32)
-    )
+    found = np.where((levels == 0) & (within > 0), tiny + within, bits).astype(np.int32)
+    return found.view(np.float32)
 
 
 def _differences(levels: np.ndarray) -> np.ndarray:

@@ -52,7 +52,7 @@ class Run:
         None where there is none that can be read.
         """
         found: Shard | None = None
-        for path in same_maps(self.folder, shard.key):
+        for path in _same_maps(self.folder, shard.key):
             try:
                 other = read_shard(path)
             except DataError:
@@ -86,10 +86,21 @@ def shard_path(folder: str | Path, key: str) -> Path:
     return Path(folder) / SHARDS / f"{key}.npz"
 
 
-def same_maps(folder: str | Path, key: str) -> list[Path]:
-    """The files in a folder of results whose maps are those of the shard with this key, but for its own."""
+def maps_of(key: str) -> str:
+    """What the maps of a shard of scored pairs depend on, as a part of its key; empty for another shard."""
     maps, _, scored = key.partition(SCORED)
-    if not scored:
+    return maps if scored else ""
+
+
+def stored_maps(folder: str | Path) -> set[str]:
+    """:func:`maps_of` of every file in a folder of results, by one look at it."""
+    return {maps_of(path.stem) for path in (Path(folder) / SHARDS).glob(f"*{SCORED}*.npz")}
+
+
+def _same_maps(folder: str | Path, key: str) -> list[Path]:
+    """The files whose maps are those of the shard with this key, but for its own."""
+    maps = maps_of(key)
+    if not maps:
         return []
     return [path for path in sorted((Path(folder) / SHARDS).glob(f"{maps}{SCORED}*.npz")) if path.stem != key]
 

@@ -191,7 +191,7 @@ def _differences(table: DifferenceTable) -> _Table:
         cells = tuple(
             replace(
                 _difference(table, method, values.get(metric), metric, pairs),
-                dagger=bool({(method, metric), (table.baseline, metric)} & set(table.marked)),
+                dagger=any((side, metric) in table.marked for side in (method, table.baseline)),
             )
             for metric in table.metrics
         )
