@@ -29,8 +29,8 @@ _TOLERANCE = 1e-7  # of the largest activation, in float64, where rounding canno
 _ROUNDING = 1e-4  # likewise after rounding the copy's weights to float32, where the order of sums may differ, too
 _MOST = 4  # networks whose copies are kept: a copy may hold its original, in a closure, and then neither would ever go
 _INTEGERS = {1: torch.uint8, 2: torch.int16}  # by bytes per number, else int32
-# Of a module that cannot be copied or traced: it works as it is, only slower.
-_UNFIT = (RuntimeError, TypeError, AttributeError, ValueError, NotImplementedError, AssertionError)
+# Of a module that cannot be copied, traced or fused, whatever it raises: it works as it is, only slower.
+_UNFIT = Exception
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -59,6 +59,8 @@ def quick(model: Contract, images: Tensor) -> Contract:
     if model.module is None or model.channels_last:
         return model
     root = _root(model)
+    if _has_hooks(model.module) or (root is not None and _has_hooks(root)):
+        return model
     state = _state(root, images) if root is not None and _has_norms(model.module) else None
     known = _remembered(model, root, state)
     if known is not None and _agrees(model, known, images[:1]):
@@ -78,8 +80,8 @@ def _agrees(model: Contract, other: Contract, image: Tensor) -> bool:
     try:
         with torch.no_grad():
             wanted, came = model.activations(image), other.activations(image)
-    except RuntimeError:
-        return False  # code that views its tensors instead of reshaping them
+    except _UNFIT:
+        return False  # code that views its tensors instead of reshaping them, say
     return _close(came, wanted, _ROUNDING) or _agrees_exactly(model, other, image)
 
 
@@ -144,11 +146,9 @@ def _state(root: nn.Module, images: Tensor) -> tuple[object, ...] | None:
     """Equal only for one and the same network with the same bits; None where that cannot be told.
 
     Layers (weakly, as a number could be given again), plain attributes, and the bits, type, shape and device of every
-    tensor; 1 ms for a small network, 40 ms for 20 million weights on one core. A hook can do anything: None.
+    tensor; 1 ms for a small network, 40 ms for 20 million weights on one core.
     """
     layers = list(root.modules())
-    if any(getattr(layer, name, None) for layer in layers for name in _HOOKS):
-        return None
     plain: list[object] = []
     tensors: list[Tensor] = []
     for layer in layers:
@@ -189,6 +189,11 @@ def _has_norms(module: nn.Module) -> bool:
     return any(isinstance(m, nn.BatchNorm2d) for m in module.modules())
 
 
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether any layer has one. In a copy, a hook that keeps features would go on to keep them in the original."""
+    return any(getattr(layer, name, None) for layer in module.modules() for name in _HOOKS)
+
+
 def folded(model: Contract, images: Tensor) -> Contract:
     """The model with its batch norms folded, in a copy; the model itself where that cannot be done exactly.
 
@@ -199,7 +204,7 @@ def folded(model: Contract, images: Tensor) -> Contract:
         model: frozen, in evaluation mode (:func:`protomask.model.untouched`).
         images: [B, C, H, W] to look at, at least one; a few are enough.
     """
-    if model.module is None or not _has_norms(model.module):
+    if model.module is None or not _has_norms(model.module) or _has_hooks(model.module):
         return model
     try:
         other = _doubled(model)
