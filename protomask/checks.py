@@ -83,6 +83,22 @@ def check_count(name: str, value: int, low: int = 1) -> int:
     return int(value)
 
 
+def check_scales(value: object) -> tuple[int, ...]:
+    """One or several numbers of cells per side as a tuple: each at least 2, and once; else InputError."""
+    if isinstance(value, (int, np.integer)):
+        value = (int(value),)
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value or len(set(value)) != len(value):
+        raise InputError(expected("scales", "at least one scale, each once", repr(value)))
+    return tuple(check_count("scales", scale, 2) for scale in value)
+
+
+def check_flag(name: str, value: bool) -> bool:
+    """``value`` as it came, if it is True or False; else InputError: the word ``"no"`` would count as True."""
+    if not isinstance(value, bool):
+        raise InputError(expected(name, "True or False", repr(value)))
+    return value
+
+
 def check_area(name: str, size: tuple[int, int]) -> tuple[int, int]:
     """(height, width) as it came, if so many pixels can be an input (:data:`MOST_INPUT`); else InputError."""
     if size[0] * size[1] > MOST_INPUT:

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from protomask.activation import relative_activation
-from protomask.checks import check_choice, check_tensor
+from protomask.checks import check_choice, check_count, check_number, check_tensor
 from protomask.engine import in_chunks
 from protomask.errors import InputError, ModelError, expected
 from protomask.fills import SCORING_FILL, fill_images
@@ -40,6 +40,8 @@ from protomask.targets import TargetsLike, check_targets, choose_targets
 
 AT_FLOOR = "activation at or below its floor"
 CONSTANT = "constant map"
+
+_ROUNDING = 1e-2  # what a half-precision map may be beside [0, 1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +108,8 @@ def locate(
         is at or below its floor is no error: its map is zero and ``located`` and ``reasons`` say so.
 
     Raises:
-        InputError: wrong shape or size, NaN in an image, an index out of range, no targets, unknown method or setting.
+        InputError: wrong shape, size or dtype, NaN in an image, an index out of range, no targets, unknown method or
+            setting, or maps that are no finite numbers in [0, 1].
         ModelError: the model's form is unknown, or it cannot do what the method needs.
         ResourceError: memory ran out with a single image.
     """
@@ -115,7 +118,7 @@ def locate(
         with torch.inference_mode(False):
             return locate(
                 model,
-                images.clone(),
+                images.clone() if isinstance(images, Tensor) else images,
                 targets,
                 method,
                 seed=seed,
@@ -129,6 +132,8 @@ def locate(
                 progress=progress,
                 **settings,
             )
+    check_count("seed", seed, 0)
+    check_number("percentile", percentile, 0, 100)
     known, images, localiser, name = _prepared(model, images, targets, method, settings, batch, region)
     batch = choose_batch(known, images, batch, memory)
     with untouched(known.module):
@@ -183,8 +188,11 @@ def resolve_method(method: str | Localiser, settings: dict[str, object] | None =
         if method not in LOCALISERS:
             load_entry_points()
         return make_localiser(method, settings or {}), method
-    if not callable(method):
-        raise InputError(expected("method", "a name or a localiser", type(method).__name__))
+    if isinstance(method, type):
+        raise InputError(expected("method", f"a name or a localiser, such as {method.__name__}()", "the class itself"))
+    if not callable(method) or not hasattr(method, "passes"):
+        wanted = "a name, a localiser, or a function registered by protomask.register_localiser"
+        raise InputError(expected("method", wanted, type(method).__name__))
     if settings:
         raise InputError(expected("settings", "none beside a localiser that was built by hand", ", ".join(settings)))
     names = [n for n, entry in LOCALISERS.items() if entry.make is type(method)]
@@ -198,7 +206,7 @@ def measure(model: Contract, images: Tensor, targets: TargetsLike, batch: int = 
     Raises:
         ModelError: an activation is NaN or infinite.
     """
-    before = torch.cat(list(in_chunks(len(images), batch, lambda part: model.activations(images[part]))))
+    before = _activations(model, images, batch)
     pairs = choose_targets(targets, model, len(images), before)
     where = (pairs.images.to(before.device), pairs.prototypes.to(before.device))
     mine = before[where]
@@ -219,6 +227,17 @@ def measure(model: Contract, images: Tensor, targets: TargetsLike, batch: int = 
     return Baseline(pairs, mine, floors[where[1]])
 
 
+def _activations(model: Contract, images: Tensor, batch: int) -> Tensor:
+    """[B, P]; InputError where the model cannot take them because they are of another dtype than its parameters."""
+    try:
+        return torch.cat(list(in_chunks(len(images), batch, lambda part: model.activations(images[part]))))
+    except RuntimeError as error:
+        own = next((p.dtype for p in model.module.parameters()), None) if model.module is not None else None
+        if own is None or images.dtype == own:
+            raise
+        raise InputError(expected("images", f"{own}, as the model's parameters", images.dtype)) from error
+
+
 def _moved(targets: Targets, device: torch.device) -> Targets:
     return Targets(targets.images.to(device), targets.prototypes.to(device))
 
@@ -235,6 +254,10 @@ def _names(image_ids: Sequence[str] | None, count: int) -> tuple[str, ...] | Non
 def _rows(name: str, value: Tensor | None, start: Baseline, rows: Tensor) -> Tensor | None:
     if value is None:
         return None
+    if not isinstance(value, Tensor):
+        raise InputError(expected(name, "a torch.Tensor", type(value).__name__))
+    if name == "boxes":
+        check_tensor(name, value, ("N", 4), finite=False)
     if len(value) != len(start.targets):
         raise InputError(expected(name, f"one row for each of the {len(start.targets)} targets", len(value)))
     return value.to(rows.device)[rows]
@@ -254,7 +277,7 @@ def _record(
     n, size = len(start.targets), (images.shape[-2], images.shape[-1])
     maps = images.new_zeros((n, *size))
     found = found if found is not None else Maps(maps[:0])
-    check_tensor(f"maps of {name}", found.maps, (len(rows), *size))
+    _check_maps(name, found, (len(rows), *size))
     maps[rows] = found.maps.to(maps)
     after = torch.empty_like(start.before)
     unmeasured = torch.ones(n, dtype=torch.bool, device=after.device)
@@ -295,6 +318,15 @@ def _record(
         settings=settings_of(localiser),
     )
     return _on_cpu(record)
+
+
+def _check_maps(name: str, found: object, shape: tuple[int, ...]) -> None:
+    """InputError unless a localiser gave finite maps of that shape, in [0, 1] but for rounding."""
+    if not isinstance(found, Maps):
+        raise InputError(expected(f"what {name} gives", "protomask.Maps", type(found).__name__))
+    maps = check_tensor(f"maps of {name}", found.maps, shape)
+    if maps.numel() and not bool(((maps >= -_ROUNDING) & (maps <= 1 + _ROUNDING)).all()):
+        raise InputError(expected(f"maps of {name}", "values in [0, 1]", f"{float(maps.min())} to {float(maps.max())}"))
 
 
 @torch.no_grad()

@@ -61,7 +61,8 @@ class Localisation:
         peaks: [N, 2] int64 (x, y) of each map's highest pixel.
         activations_before: [N] the prototype's activation on the image.
         activations_after: [N] its activation when the map, as a soft mask, keeps the image and a fill replaces the
-            rest: the method's own, or the mean colour for a method that has none.
+            rest: the method's own, or the mean colour for a method that has none. MDM's is that of the trained mask,
+            before gradients weigh it.
         scores: [N] the relative activation kept, (after - floor) / (before - floor); NaN where nothing was to locate.
         located: [N] bool, False where there was nothing to locate or the map says nothing.
         reasons: N strings, empty where located: ``"activation at or below its floor"`` or ``"constant map"``.

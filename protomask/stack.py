@@ -22,8 +22,8 @@ STACKS: dict[str, Callable[[Tensor], Tensor]] = {
 def stack(masks: Tensor, how: str = "product") -> Tensor:
     """One map from the masks of all scales: [S, N, H, W] in [0, 1] -> [N, H, W] in [0, 1].
 
-    A scale whose mask is empty for a pair has no say in that pair's map, or a product would be empty as well; where all
-    are empty, so is the map.
+    A scale whose mask is empty for a pair has no say in that pair's product, which would be empty as well; where all
+    are empty, so is the map. A mean counts it as what it is.
 
     Args:
         masks: one mask per scale and pair.

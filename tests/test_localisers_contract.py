@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
@@ -180,3 +181,9 @@ def test_progress_counts_the_passes_that_are_promised(method: str, monkeypatch: 
     counting.passes = 0.0  # type: ignore[attr-defined]
     protomask.locate(Prototyped(), scenes(2), [(0, 0), (0, 1), (1, 0)], counting)
     assert sum(made) == pytest.approx(3 * localiser.passes + 2 * image_passes_of(localiser))
+
+
+@pytest.mark.parametrize("method", [protomask.MDM, protomask.SingleMask])
+def test_help_lists_every_setting(method: type) -> None:
+    told = method.__doc__ or ""
+    assert all(f"    {field.name}: " in told for field in dataclasses.fields(method))

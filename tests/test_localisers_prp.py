@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torchvision
 from torch import Tensor, nn
 
 import protomask
+import protopnet_ext
 from protomask.errors import ModelError
 from protomask.localisers import PRP
 from protomask.localisers.prototype_relevance import find_head
@@ -102,6 +104,18 @@ def test_relevance_is_conserved(family: str) -> None:
         request = request_for(model, images, targets)
         total = PRP().relevance(request).sum((1, 2, 3))
     assert torch.allclose(total, request.before, rtol=0.02)
+
+
+def test_a_linear_activation_has_the_map_of_the_logarithm() -> None:
+    model, images, targets, _ = planted("protopnet")
+    found = protomask.locate(model, images, targets, "prp")
+    inner = copy.deepcopy(model.module)
+    inner.prototype_activation_function = "linear"  # type: ignore[union-attr]
+    linear = protopnet_ext.wrap(inner)
+    assert linear.activation_range == (None, 0)
+    other = protomask.locate(linear, images, targets, "prp")
+    assert other.located.all()
+    assert torch.allclose(other.maps, found.maps, atol=1e-4)
 
 
 def test_the_heads_that_the_families_have() -> None:

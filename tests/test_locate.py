@@ -220,6 +220,18 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"steps": 0}, "steps: expected an integer of at least 1"),
     ({"fill": "green"}, "fill: expected one of blur"),
     ({"method": "annotation"}, "regions: expected the annotated regions"),
+    ({"method": "annotation", "regions": [True]}, "regions: expected a torch.Tensor, got list"),
+    ({"method": "centre", "boxes": torch.zeros(4, 3)}, r"boxes: expected shape \[N, 4\], got \[4, 3\]"),
+    ({"seed": "a"}, "seed: expected an integer of at least 0, got 'a'"),
+    ({"seed": 1.5}, "seed: expected an integer of at least 0, got 1.5"),
+    ({"percentile": 150}, r"percentile: expected a number in \[0, 100\], got 150"),
+    ({"choose": "no"}, "choose: expected True or False, got 'no'"),
+    ({"method": "rise", "centred": 1}, "centred: expected True or False, got 1"),
+    ({"method": "mdm-paper", "as_released": "no"}, "as_released: expected True or False"),
+    ({"scales": "big"}, "scales: expected at least one scale, each once, got 'big'"),
+    ({"fill": None}, "fill: expected one or several of blur, .* got None"),
+    ({"method": protomask.MDM}, r"method: expected a name or a localiser, such as MDM\(\), got the class itself"),
+    ({"method": lambda request: request.images}, "a function registered by protomask.register_localiser, got function"),
 ]
 
 
@@ -234,9 +246,46 @@ def test_bad_input_names_argument_expectation_and_value(change: dict[str, Any], 
 
 def test_bad_input_is_refused_before_any_pass() -> None:
     model = Failing(after=0)
-    for bad in ({"targets": [(0, 9)]}, {"targets": "top:x"}, {"method": "lime"}, {"steps": -1}):
+    late = ({"percentile": 101}, {"seed": -1})
+    for bad in ({"targets": [(0, 9)]}, {"targets": "top:x"}, {"method": "lime"}, {"steps": -1}, *late):
         with pytest.raises(InputError):
             protomask.locate(model, scene(), **{"targets": "top:1", **bad})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda maps: maps, "what bare gives: expected protomask.Maps, got Tensor"),
+        (lambda maps: protomask.Maps(maps - 3), r"maps of bare: expected values in \[0, 1\], got -3.0 to -2.0"),
+        (lambda maps: protomask.Maps(maps[:, 1:]), r"maps of bare: expected shape \[4, 32, 32\]"),
+    ],
+)
+def test_what_a_localiser_gives_is_checked(given: Any, message: str) -> None:
+    class Bare:
+        name, passes = "bare", 0.0
+
+        def __call__(self, request: protomask.Request) -> Any:
+            maps = torch.zeros(len(request.targets), *request.size)
+            maps[:, 3] = 1
+            return given(maps)
+
+    with pytest.raises(InputError, match=message):
+        protomask.locate(ConvModel(), scene(), "top:1", Bare())
+
+
+def test_one_scale_needs_no_tuple() -> None:
+    assert protomask.MDM(scales=12).scales == (12,)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["upsampling", "upsampling-centred", "rise", "occlusion"])
+def test_rounding_of_an_activation_that_never_changes_is_no_map(method: str) -> None:
+    class Dead(ConvModel):
+        def similarity_maps(self, images: Tensor) -> Tensor:
+            return 0.7123 + 0 * super().similarity_maps(images)
+
+    found = protomask.locate(Dead(), scene(), "all", method, **({"masks": 64} if method == "rise" else {}))
+    assert not found.located.any()
+    assert set(found.reasons) == {CONSTANT}
 
 
 def test_a_model_of_unknown_form_is_refused() -> None:

@@ -13,6 +13,7 @@ Its fields are its settings: ``locate(..., method="edges", width=3)`` fills them
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, TypeVar
@@ -122,6 +123,8 @@ class Registered:
 
 LOCALISERS: dict[str, Registered] = {}
 
+_NOISE = 16
+
 Made = TypeVar("Made", bound=Callable[..., Any])
 
 
@@ -154,7 +157,20 @@ def make_localiser(method: str, settings: Mapping[str, object]) -> Localiser:
     if unknown:
         wanted = "one of " + ", ".join(known) if known else "no settings"
         raise InputError(expected(f"settings of {method}", wanted, ", ".join(unknown)))
+    _check_call(method, make, settings)
     return make(**settings)
+
+
+def _check_call(method: str, make: Callable[..., Localiser], settings: Mapping[str, object]) -> None:
+    """InputError unless a factory takes these settings by name."""
+    try:
+        signature = inspect.signature(make)
+    except (TypeError, ValueError):
+        return  # a built-in that tells nothing of itself
+    try:
+        signature.bind(**settings)
+    except TypeError as error:
+        raise InputError(expected(f"settings of {method}", f"those of {signature}", error)) from error
 
 
 def image_passes_of(localiser: object) -> float:
@@ -190,7 +206,13 @@ def smoothed(maps: Tensor, share: float) -> Tensor:
 
 
 def scaled(maps: Tensor) -> Tensor:
-    """Each map by its own minimum and maximum to [0, 1]; a constant map becomes zeros: [N, H, W] -> [N, H, W]."""
+    """Each map by its own minimum and maximum to [0, 1]: [N, H, W] -> [N, H, W].
+
+    A constant map becomes zeros, as does one whose values differ by less than :data:`_NOISE` machine epsilons of the
+    largest: that is rounding, such as upsampling makes of equal cells, and would become a map out of nothing.
+    """
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     span = high - low
-    return torch.where(span > 0, (maps - low) / span.clamp(min=torch.finfo(maps.dtype).tiny), torch.zeros_like(maps))
+    noise = _NOISE * torch.finfo(maps.dtype).eps * torch.maximum(low.abs(), high.abs())
+    told = span > noise
+    return torch.where(told, (maps - low) / span.clamp(min=torch.finfo(maps.dtype).tiny), torch.zeros_like(maps))

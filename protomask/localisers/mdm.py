@@ -17,13 +17,14 @@ Example::
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from protomask.activation import relative_activation
-from protomask.checks import check_choice, check_count, check_number
+from protomask.checks import check_choice, check_count, check_flag, check_number, check_scales
 from protomask.engine import Problems, Schedule, in_chunks, train_masks
 from protomask.errors import InputError, expected
 from protomask.fills import FILLS, fill_images
@@ -129,6 +130,8 @@ class Learned:
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.fill, (str, tuple, list)):
+            raise InputError(expected("fill", "one or several of " + ", ".join(FILLS), repr(self.fill)))
         object.__setattr__(self, "fill", self.fills)
         if not self.fills:
             raise InputError(expected("fill", "at least one of " + ", ".join(FILLS), "none"))
@@ -216,12 +219,10 @@ class MDM(Learned):
     choose: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scales", tuple(self.scales))
+        object.__setattr__(self, "scales", check_scales(self.scales))
         super().__post_init__()
-        if not self.scales or len(set(self.scales)) != len(self.scales):
-            raise InputError(expected("scales", "at least one scale, each once", self.scales))
-        for scale in self.scales:
-            check_count("scales", scale, 2)
+        check_flag("together", self.together)
+        check_flag("choose", self.choose)
         check_choice("stack", self.stack, ("product",) if self.together else tuple(STACKS))
         check_count("gradients", self.gradients, 0)
         check_count("path", self.path, 0)
@@ -316,3 +317,13 @@ class SingleMask(Learned):
     def __call__(self, request: Request) -> Maps:
         """Masks [N, H, W] of the request's pairs."""
         return self._masks(_ready(request), (self.scale,), "product").maps
+
+
+def _documented(*methods: type[Learned]) -> None:
+    """``help()`` of a method lists the settings of :class:`Learned` as well, which its own docstring leaves to that."""
+    shared = inspect.cleandoc(Learned.__doc__ or "").partition("Attributes:")[2].rstrip()
+    for method in methods:
+        method.__doc__ = f"{inspect.cleandoc(method.__doc__ or '')}\n\nSettings of :class:`Learned`:{shared}\n"
+
+
+_documented(MDM, SingleMask)

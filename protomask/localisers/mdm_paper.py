@@ -45,7 +45,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from protomask.checks import check_count, check_number
+from protomask.checks import check_count, check_flag, check_number, check_scales
 from protomask.engine import in_chunks
 from protomask.errors import InputError, ModelError, expected
 from protomask.localisers.base import Maps, Request, register, scaled
@@ -97,11 +97,8 @@ class MDMPaper:
     as_released: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scales", tuple(self.scales))
-        if not self.scales or len(set(self.scales)) != len(self.scales):
-            raise InputError(expected("scales", "at least one scale, each once", self.scales))
-        for scale in self.scales:
-            check_count("scales", scale, 2)
+        object.__setattr__(self, "scales", check_scales(self.scales))
+        check_flag("as_released", self.as_released)
         for name in ("steps", "patience", "votes"):
             check_count(name, getattr(self, name))
         check_count("extra_steps", self.extra_steps, 0)

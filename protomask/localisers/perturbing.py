@@ -85,6 +85,11 @@ def responses(request: Request, masks: MaskSet, fill: str) -> Iterator[tuple[Ten
             return model.activations(blended)[:, chosen]
 
         values = torch.cat(list(in_chunks(masks.count, request.batch, work)))
-        scale = (request.before[rows] - request.floors[rows]).abs().clamp(min=1e-12)
-        grain = GRAIN * torch.finfo(values.dtype).eps * scale
+        grain = grains(request)[rows].to(values)
         yield rows, (values / grain).round() * grain
+
+
+def grains(request: Request) -> Tensor:
+    """[N], what responses are rounded to: a change of an activation by no more than this says nothing."""
+    reach = (request.before - request.floors).abs().clamp(min=1e-12)
+    return GRAIN * torch.finfo(reach.dtype).eps * reach

@@ -2,8 +2,9 @@
 
 Two ways to compare are known, and each proves itself on the model at hand before it is used:
 
-- the nearest patch (ProtoPNet): all of the activation goes to the winning cell, and there to the channels in
-  proportion to 1 / (z - p)^2, as Gautam et al. do: the closer a channel, the more it speaks for the prototype;
+- the nearest patch (ProtoPNet): all of the activation above its floor goes to the winning cell, and there to the
+  channels in proportion to 1 / (z - p)^2, as Gautam et al. do: the closer a channel, the more it speaks for the
+  prototype. A linear activation is a negative distance, which shared out as it is would speak against all of them;
 - pooling under an occurrence map (XProtoNet): ``cos(f, p)`` with ``f = sum_u M_u F_u`` is a sum over cells and channels
   of ``M_u F_uk p_k / (|f| |p|)``, so each gets its own term. The occurrence map counts as a gate, not as evidence.
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from protomask.errors import ModelError, expected
 from protomask.localisers.bottleneck import Step, module_of, trace
-from protomask.model import Contract
+from protomask.model import Contract, floor_of
 
 _TINY = 1e-12
 _TOLERANCE = 1e-3  # relative, of what a head must reproduce
@@ -110,13 +111,19 @@ def _nearest_patch(model: Contract, step: Step, vectors: Tensor) -> Head:
         winners = squares.sum(1).flatten(1).argmin(1)
         near = squares.flatten(2).gather(2, winners[:, None, None].expand(-1, squares.shape[1], 1))[:, :, 0]
         parts = 1 / (near + _TINY)
-        parts = parts / parts.sum(1, keepdim=True) * model.activations(images, prototypes)[:, None]
+        parts = parts / parts.sum(1, keepdim=True) * _above_floor(model, images, prototypes)[:, None]
         relevance = torch.zeros_like(squares).flatten(2)
         return relevance.scatter(2, winners[:, None, None].expand(-1, squares.shape[1], 1), parts[:, :, None]).view_as(
             squares
         )
 
     return Head(step.name, step.module, model, share)
+
+
+def _above_floor(model: Contract, images: Tensor, prototypes: Tensor) -> Tensor:
+    """[n], how far the activations are above the lowest that they can be; their size where there is no such value."""
+    values, floor = model.activations(images, prototypes), floor_of(model)
+    return values.abs() if floor is None else values - floor
 
 
 def _is_pooled(model: Contract, step: Step, vectors: Tensor, image: Tensor) -> bool:

@@ -64,7 +64,7 @@ class PRP:
         return Maps(scaled(smoothed(self.relevance(request).sum(1).clamp(min=0), self.blur)))
 
     def relevance(self, request: Request) -> Tensor:
-        """[N, C, H, W] relevance of the pixels; of each pair it sums to about its activation."""
+        """[N, C, H, W] relevance of the pixels; of each pair it sums to about its activation, less its floor."""
         model = request.model
         module = module_of(model, "prp")
         head = find_head(model, request.images[:1], request.targets.prototypes[:1])

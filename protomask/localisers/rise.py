@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from protomask.checks import check_choice, check_count, check_number
+from protomask.checks import check_choice, check_count, check_flag, check_number
 from protomask.fills import FILLS
 from protomask.localisers.base import Maps, Request, register, scaled
-from protomask.localisers.perturbing import MaskSet, responses
+from protomask.localisers.perturbing import MaskSet, grains, responses
 
 
 @register("rise", "The mean of 600 random masks, weighted by the activation that each of them keeps.")
@@ -32,7 +32,8 @@ class RISE:
         cells: cells per side of the random grids.
         keep: chance of a cell to be kept.
         fill: what replaces removed pixels.
-        centred: whether the mean activation is subtracted from the weights; False is as published.
+        centred: whether the mean activation is subtracted from the weights; the published sum has False, a black fill
+            and grids of ``cells`` x ``cells`` values, stretched to the size of ours.
     """
 
     masks: int = 600
@@ -47,6 +48,7 @@ class RISE:
         check_count("cells", self.cells, 2)
         check_number("keep", self.keep, 0, 1, open_low=True)
         check_choice("fill", self.fill, tuple(FILLS))
+        check_flag("centred", self.centred)
 
     @property
     def image_passes(self) -> float:
@@ -59,6 +61,8 @@ class RISE:
         maps = request.images.new_zeros((len(request.targets), *request.size))
         for rows, values in responses(request, masks, self.fill):
             weights = values - values.mean(0, keepdim=True) if self.centred else values
+            told = values.amax(0) - values.amin(0) > 2 * grains(request)[rows]
+            weights = torch.where(told, weights, torch.zeros_like(weights))
             total = request.images.new_zeros((len(rows), *request.size))
             for part, kept in masks.chunks():
                 # Per target: a matrix product would pick its algorithm, and its rounding, by the number of targets.
@@ -75,7 +79,7 @@ def random_masks(count: int, cells: int, keep: float, size: tuple[int, int], lik
     ``seed`` alone, in the dtype and on the device of ``like``.
     """
     generator = torch.Generator().manual_seed(seed)
-    grids = (torch.rand((count, cells + 1, cells + 1), generator=generator) < keep).to(like)
+    grids = (torch.rand((count, cells + 1, cells + 1), generator=generator, dtype=torch.float32) < keep).to(like)
     cell = tuple(-(-length // cells) for length in size)
     shifts = torch.stack([torch.randint(0, c, (count,), generator=generator) for c in cell], 1).tolist()
     whole = tuple((cells + 1) * c for c in cell)
