@@ -107,6 +107,19 @@ def in_chunks(total: int, batch: int, work: Callable[[slice], Result]) -> Iterat
         start = part.stop
 
 
+def halving(size: int, work: Callable[[int], Result]) -> Result:
+    """``work(size)``; out of memory halves the size and repeats it.
+
+    Raises:
+        ResourceError: memory ran out at a size of one.
+    """
+    while True:
+        try:
+            return work(size)
+        except RuntimeError as error:
+            size = _halved(size, error)
+
+
 def _halved(size: int, error: RuntimeError) -> int:
     """The size to try after memory ran out at ``size``; any other error is raised as it came."""
     if not _out_of_memory(error):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from protomask.blur import gaussian_blur
 from protomask.checks import check_choice
+from protomask.errors import ModelError, expected
 
 SCORING_FILL = "mean"
 
@@ -34,6 +35,10 @@ def _mean(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor
 
 def _constant(value: float) -> Callable[[Tensor, Sequence[float], Sequence[float]], Tensor]:
     def fill(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+        for name, values in (("model.mean", mean), ("model.std", std)):
+            if len(values) not in (1, images.shape[1]):
+                wanted = f"{images.shape[1]} values, one per channel of the images"
+                raise ModelError(expected(name, wanted, len(values)))
         centre, spread = (torch.as_tensor(v, dtype=images.dtype, device=images.device) for v in (mean, std))
         colour = (value - centre) / spread
         return colour.view(1, -1, 1, 1).expand_as(images)
@@ -62,6 +67,7 @@ def fill_images(name: str, images: Tensor, mean: Sequence[float], std: Sequence[
 
     Raises:
         InputError: an unknown name.
+        ModelError: ``"black"`` and ``"grey"`` need a mean and a std of every channel, and there is another number.
     """
     check_choice("fill", name, tuple(FILLS))
     return FILLS[name](images, mean, std)

@@ -36,8 +36,9 @@ def choose_batch(model: Contract, images: Tensor, batch: int | str = "auto", mem
     """
     check_batch(batch)
     device = device_of(model)
-    wanted = batch if isinstance(batch, int) else LARGEST_BATCH if device.type == "cuda" else DEFAULT_BATCH
-    if memory is None and (device.type != "cuda" or isinstance(batch, int)):
+    stated = None if isinstance(batch, str) else int(batch)
+    wanted = stated if stated is not None else LARGEST_BATCH if device.type == "cuda" else DEFAULT_BATCH
+    if memory is None and (device.type != "cuda" or stated is not None):
         return wanted
     limit = int(torch.cuda.mem_get_info(device)[0] * SHARE) if memory is None else check_count("memory", memory)
     each = bytes_per_image(model, images)

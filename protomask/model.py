@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
+from threading import Lock, RLock
 from typing import Any, Protocol, cast, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -137,20 +139,57 @@ def contract(model: object) -> Contract:
     if not isinstance(model, PrototypeModel):
         model = wrap(model)
     source = model
-    # A module's own `module` is only a part of it.
-    module = source if isinstance(source, nn.Module) else getattr(source, "module", None)
-    mean = tuple(float(v) for v in getattr(source, "mean", IMAGENET_MEAN))
-    std = tuple(float(v) for v in getattr(source, "std", IMAGENET_STD))
     shape = getattr(source, "input_shape", None)
     return Contract(
         source=source,
         num_prototypes=check_count("model.num_prototypes", source.num_prototypes),
-        module=module,
+        module=_module_of(source),
         input_shape=None if shape is None else tuple(int(s) for s in shape),
-        mean=mean,
-        std=std,
-        activation_range=getattr(source, "activation_range", (None, None)),
+        mean=_numbers("model.mean", getattr(source, "mean", IMAGENET_MEAN)),
+        std=_numbers("model.std", getattr(source, "std", IMAGENET_STD), positive=True),
+        activation_range=_range(getattr(source, "activation_range", None)),
     )
+
+
+def _module_of(source: object) -> nn.Module | None:
+    """The source itself, its ``module``, else all modules that it keeps in attributes of its own; None where none is.
+
+    A network that nobody freezes would be passed in training mode, where batch norm couples the images of a batch.
+    """
+    if isinstance(source, nn.Module):  # its own `module` is only a part of it
+        return source
+    stated = getattr(source, "module", None)
+    if stated is not None:
+        return cast("nn.Module", stated)
+    kept: list[nn.Module] = []
+    for value in getattr(source, "__dict__", {}).values():
+        held = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else (value,)
+        kept += [m for m in held if isinstance(m, nn.Module)]
+    return kept[0] if len(kept) == 1 else nn.ModuleList(kept) if kept else None
+
+
+def _numbers(name: str, values: object, *, positive: bool = False) -> tuple[float, ...]:
+    """A number per channel, from any sequence, array or tensor of them, such as a buffer [1, C, 1, 1]."""
+    try:
+        numbers = torch.as_tensor(values, dtype=torch.float64).flatten()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(expected(name, "a number per channel", repr(values))) from error
+    if len(numbers) == 0 or not bool(numbers.isfinite().all()) or (positive and not bool((numbers > 0).all())):
+        wanted = "a number above 0 per channel" if positive else "a finite number per channel"
+        raise ModelError(expected(name, wanted, numbers.tolist()))
+    return tuple(numbers.tolist())
+
+
+def _range(stated: object) -> tuple[float | None, float | None]:
+    """(floor, ceiling); a model that says None has neither."""
+    if stated is None:
+        return None, None
+    try:
+        low, high = cast("Sequence[float | None]", stated)
+        return tuple(None if v is None else float(v) for v in (low, high))  # type: ignore[return-value]
+    except (TypeError, ValueError) as error:
+        wanted = "(floor, ceiling), numbers or None"
+        raise ModelError(expected("model.activation_range", wanted, repr(stated))) from error
 
 
 @dataclass(frozen=True)
@@ -205,18 +244,32 @@ def wrap(model: object) -> PrototypeModel:
     raise ModelError(expected("model", wanted, type(model).__name__))
 
 
+_TURNS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+_TURNS_LOCK = Lock()
+
+
 @contextmanager
 def untouched(module: nn.Module | None) -> Iterator[None]:
-    """Evaluation mode and frozen parameters inside; mode, ``requires_grad`` and random state as they came afterwards.
+    """Evaluation mode, frozen parameters and full precision inside; afterwards the model is as it came.
 
-    Also after an exception. In ``train()`` batch norm would couple the samples of a batch, so ``eval()`` is a must.
+    Mode, ``requires_grad``, buffers and random state come back, also after an exception. In ``train()`` batch norm
+    would couple the samples of a batch, so ``eval()`` is a must; a surrounding ``torch.autocast`` would round our own
+    small products, and is off unless a method's setting ``precision`` asks for it. Threads that share a network take
+    turns, since one would freeze what the other has frozen already and leave it frozen.
     """
     modules = list(module.modules()) if module is not None else []
-    parameters = list(module.parameters()) if module is not None else []
-    modes = [m.training for m in modules]
-    flags = [p.requires_grad for p in parameters]
-    devices = sorted({p.device.index for p in parameters if p.device.type == "cuda" and p.device.index is not None})
-    with torch.random.fork_rng(devices=devices):
+    with ExitStack() as stack:
+        if modules:
+            stack.enter_context(_turn_of(modules[-1]))
+        parameters = list(module.parameters()) if module is not None else []
+        cuda = {p.device.index for p in parameters if p.device.type == "cuda" and p.device.index is not None}
+        stack.enter_context(torch.random.fork_rng(devices=sorted(cuda)))
+        for kind in {"cpu", *(p.device.type for p in parameters)}:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(_kept_buffers(modules))
+        modes = [m.training for m in modules]
+        flags = [p.requires_grad for p in parameters]
         try:
             for m in modules:
                 m.training = False
@@ -228,6 +281,28 @@ def untouched(module: nn.Module | None) -> Iterator[None]:
                 m.training = mode
             for p, flag in zip(parameters, flags, strict=True):
                 p.requires_grad_(flag)
+
+
+def _turn_of(layer: nn.Module) -> Any:
+    """The lock of the networks that end in this layer: whatever they are wrapped in, it is the same one."""
+    with _TURNS_LOCK:
+        return _TURNS.setdefault(layer, RLock())
+
+
+@contextmanager
+def _kept_buffers(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Buffers come back: the tensors as they were, and what was in them where it was changed in place."""
+    own = [(m, name, b) for m in modules for name, b in m._buffers.items() if b is not None and not b.is_inference()]
+    kept = [(m, name, b, b.detach().clone(), b._version) for m, name, b in own]
+    try:
+        yield
+    finally:
+        for m, name, buffer, values, version in kept:
+            if buffer._version != version:
+                with torch.no_grad():
+                    buffer.copy_(values)
+            if m._buffers.get(name) is not buffer:
+                m._buffers[name] = buffer
 
 
 def check_images(model: Contract, images: object) -> Tensor:

@@ -93,7 +93,9 @@ def joined(readings: Sequence[Tensor]) -> Tensor:
     known = stacked.amax((2, 3), keepdim=True) > 0
     count = known.sum(0)
     product = torch.where(known, stacked, torch.ones_like(stacked)).prod(0)
-    return scaled(torch.where(count > 0, product ** (1 / count.clamp(min=1)), torch.zeros_like(product)))
+    # In the readings' own dtype: a quotient of integers has the default one.
+    power = 1 / count.clamp(min=1).to(product)
+    return scaled(torch.where(count > 0, product**power, torch.zeros_like(product)))
 
 
 def noisy_products(request: Request, samples: int) -> Tensor:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from protomask.checks import check_choice, check_count, check_number
+from protomask.engine import halving
 from protomask.fills import FILLS, fill_images
 from protomask.folding import quick
 from protomask.localisers.attribution import Gradients, activation_of, over_pairs, ranges
@@ -123,13 +124,19 @@ class IntegratedGradients(Gradients):
         method = Method(activation_of(model))
 
         def work(images: Tensor, prototypes: Tensor) -> Tensor:
-            return method.attribute(
-                images,
-                baselines=fill_images(self.baseline, images.detach(), model.mean, model.std),
-                additional_forward_args=(prototypes,),
-                n_steps=self.steps,
-                method="gausslegendre",
-                internal_batch_size=max(request.batch, len(images)),
-            )
+            def attribute(rows: int) -> Tensor:
+                found: Tensor = method.attribute(
+                    images,
+                    baselines=fill_images(self.baseline, images.detach(), model.mean, model.std),
+                    additional_forward_args=(prototypes,),
+                    n_steps=self.steps,
+                    method="gausslegendre",
+                    internal_batch_size=rows,
+                )
+                return found
+
+            # Several pairs are halved by whoever asks; the points of a single one are passed by and by.
+            rows = max(request.batch, len(images))
+            return halving(rows, attribute) if len(images) == 1 else attribute(rows)
 
         return over_pairs(request, request.batch // self.steps, self.steps, work)

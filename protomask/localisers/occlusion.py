@@ -49,7 +49,7 @@ class Occlusion:
         corners, side = self._corners(request.size)
         masks = MaskSet(len(corners), lambda part: 1 - _windows(corners[part], side, request.size).to(request.images))
         maps = request.images.new_zeros((len(request.targets), *request.size))
-        covered = _windows(corners, side, request.size).sum(0).to(maps)
+        covered = _spread(maps.new_ones(len(corners)), corners, side, request.size)
         for rows, values in responses(request, masks, self.fill):
             drops = request.before[rows][None] - values
             for row, drop in zip(rows.tolist(), drops.unbind(1), strict=True):

@@ -101,42 +101,50 @@ class UpsamplingCentred:
 
     def __call__(self, request: Request) -> Maps:
         """Maps [N, H, W], each scaled to [0, 1]."""
-        rows, columns = cell_centres(request.model, request.images[:1], self.probes, request.seed)
+        rows, columns = cell_centres(request.model, request.images[:1], self.probes, request.seed, request.batch)
         coarse = _own_maps(request)
         fine = [place(m, rows, columns, request.size) for m in coarse.float().cpu().numpy()]
         return Maps(scaled(torch.from_numpy(np.stack(fine)).to(coarse)))
 
 
-def cell_centres(model: Contract, like: Tensor, probes: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def cell_centres(
+    model: Contract, like: Tensor, probes: int = 4, seed: int = 0, batch: int = 32
+) -> tuple[np.ndarray, np.ndarray]:
     """Where the cells of the coarse map look: y [h] and x [w] of the gradient centroids, in pixels (0 = first pixel).
 
     The map of every prototype is summed over a row (a column) of cells and differentiated with respect to seeded noise
     images of the shape of ``like`` [1, C, H, W]; the centroid of the absolute gradient along that axis is the centre.
     A centre is the mean over those of ``probes`` images on which the cells have a gradient, else where a cell of equal
-    size would lie. Centres are made non-decreasing, so that they can be interpolated.
+    size would lie. Centres are made non-decreasing, so that they can be interpolated. ``batch``: images in one pass.
     """
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn((probes, *like.shape[1:]), generator=generator, dtype=torch.float64)
-    images = noise.to(like).requires_grad_()
-    with torch.enable_grad():
-        maps = coarse_maps(model, images).sum(1)
-        rows = [_centroid(maps[:, i].sum(), images, axis=2) for i in range(maps.shape[1])]
-        columns = [_centroid(maps[:, :, j].sum(), images, axis=3) for j in range(maps.shape[2])]
+
+    def work(part: slice) -> tuple[Tensor, Tensor]:
+        images = noise[part].to(like).requires_grad_()
+        with torch.enable_grad():
+            maps = coarse_maps(model, images).sum(1)
+            rows = [_centroids(maps[:, i].sum(), images, axis=2) for i in range(maps.shape[1])]
+            columns = [_centroids(maps[:, :, j].sum(), images, axis=3) for j in range(maps.shape[2])]
+        return torch.stack(rows), torch.stack(columns)
+
+    found = list(in_chunks(probes, batch, work))
+    rows, columns = (torch.cat(parts, 1).nanmean(1).cpu().numpy() for parts in zip(*found, strict=True))
     return _placed(rows, like.shape[2]), _placed(columns, like.shape[3])
 
 
-def _placed(centres: list[float], size: int) -> np.ndarray:
+def _placed(centres: np.ndarray, size: int) -> np.ndarray:
     even = (np.arange(len(centres)) + 0.5) * size / len(centres) - 0.5
     return np.maximum.accumulate(np.where(np.isnan(centres), even, centres))
 
 
-def _centroid(scalar: Tensor, images: Tensor, axis: int) -> float:
+def _centroids(scalar: Tensor, images: Tensor, axis: int) -> Tensor:
+    """[B] float64, the centroid of each image's absolute gradient along an axis; NaN where it has none."""
     gradient = torch.autograd.grad(scalar, images, retain_graph=True)[0].abs().double()
     weight = gradient.sum([d for d in range(1, 4) if d != axis])
     position = torch.arange(weight.shape[1], dtype=weight.dtype, device=weight.device)
     total = weight.sum(1)
-    told = total > 0
-    return float(((weight * position).sum(1)[told] / total[told]).mean())  # NaN where no probe tells
+    return (weight * position).sum(1) / total
 
 
 def place(coarse: np.ndarray, rows: np.ndarray, columns: np.ndarray, size: tuple[int, int]) -> np.ndarray:
