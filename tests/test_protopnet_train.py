@@ -453,6 +453,16 @@ def test_wrong_settings() -> None:
         replace(QUICK, backbone="alexnet@16")
 
 
+def test_a_seed_may_be_a_date_and_time(tmp_path: Path) -> None:
+    seed = 20250101000000
+    fit(replace(QUICK, seed=seed, warm_epochs=0, joint_epochs=1, locate=True), Colours(9), Colours(3), tmp_path)
+    assert checkpoints.read_description(tmp_path).extra["training"]["seed"] == seed
+    most = 18_446_000_000_000  # up to here a step's seed was never too great, and is what it always was
+    assert train_module._step_seed(most, 5) == most * 1_000_003 + 5 < 2**64
+    with pytest.raises(InputError, match="seed: expected a number in"):
+        replace(QUICK, seed=2**63)
+
+
 def test_the_command_trains_on_planted_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     opened = train_module.open_dataset
 

@@ -53,7 +53,7 @@ class BaseSettings:
             when a part is shown alone, and every causal score with it.
         mean, std: per channel, of pixels in [0, 1]: what images are normalised by. Three values make RGB input, one
             value grey input (ITU-R 601 luma) and a backbone whose first convolution has one channel.
-        seed: of everything random.
+        seed: of everything random, below 2^63.
         locate: find the prototypes' regions by MDM at the end.
         test_every: epochs between tests, which also follow a push; 0 tests at the end only.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
@@ -118,6 +118,7 @@ class BaseSettings:
             check_count(name, getattr(self, name))
         for name in self.COUNTS_FROM_0:
             check_count(name, getattr(self, name), 0)
+        check_number("seed", self.seed, 0, 2**63 - 1)
         for name in self.NUMBERS:
             check_number(name, getattr(self, name), 0)
         if len(self.mean) not in (1, 3) or len(self.std) != len(self.mean) or min(self.std) <= 0:

@@ -246,7 +246,7 @@ def _write_log(folder: Path, history: list[Entry]) -> None:
 
 
 def _step_seed(seed: int, number: int) -> int:
-    return seed * 1_000_003 + number
+    return (seed * 1_000_003 + number) % 2**64  # what torch takes; smaller seeds stay what they are
 
 
 def _forecast(run: TrainingRun, steps: tuple[Step, ...], done: int) -> str:
