@@ -262,6 +262,25 @@ def test_learning_rates_fall_after_the_step(tmp_path: Path) -> None:
     assert [group["weight_decay"] for group in run.optimisers["joint"].param_groups] == [1e-3, 1e-3, 0]
 
 
+@pytest.mark.parametrize(("joint", "every", "lengths"), [(5, 4, (4, 1)), (6, 3, (3, 3)), (3, 8, (3,)), (4, 0, (4,))])
+def test_every_cycle_ends_at_its_push(tmp_path: Path, joint: int, every: int, lengths: tuple[int, ...]) -> None:
+    run = run_of(replace(QUICK, one_cycle=True, joint_epochs=joint, push_every=every), tmp_path)
+    rate = run.optimisers["joint"].param_groups[0]
+    epoch = 0
+    for cycle, length in enumerate(lengths):
+        rates = []
+        for _ in range(length):
+            epoch += 1
+            for done in np.linspace(0, 1, 40, endpoint=False):
+                run._cycle(epoch)(done)
+                rates.append(rate["lr"])
+        peak = 1e-3 / 2**cycle
+        assert rates[0] == pytest.approx(0.04 * peak)
+        assert max(rates) == pytest.approx(peak, rel=0.01)
+        assert rates[-1] < 0.01 * peak
+        assert (np.diff(rates[int(np.argmax(rates)) :]) < 0).all()
+
+
 def test_the_last_layer_learns_as_adam_does_on_all_it_sees(tmp_path: Path) -> None:
     """One batch, one step, by another route: the whole model's forward pass, its gradients, and Adam's first step."""
     run = run_of(replace(QUICK, batch=24), tmp_path)

@@ -142,8 +142,9 @@ class TrainingRun(ABC):
 
     def _cycle(self, epoch: int) -> Callable[[float], None]:
         """Sets the joint learning rates by the share of this epoch (1, 2, ...) that is done."""
-        length = self.settings.push_every or self.settings.joint_epochs
-        cycle, begun = divmod(epoch - 1, length)
+        every = self.settings.push_every or self.settings.joint_epochs
+        cycle, begun = divmod(epoch - 1, every)
+        length = min(every, self.settings.joint_epochs - cycle * every)  # the last push may come sooner
         peaks = [group["initial_lr"] for group in self.optimisers["joint"].param_groups]
 
         def move(done: float) -> None:
