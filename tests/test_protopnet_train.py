@@ -385,6 +385,38 @@ def test_other_settings_need_another_folder(trained: Path) -> None:
         fit(QUICK, Colours(), Colours(9, classes=2), trained)
 
 
+def test_a_run_that_diverges_stops_before_its_state_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"step 2, joint: expected finite .*loss.* infinite at lr_features 1e\+30,"):
+        fit(replace(QUICK, lr_features=1e30), Colours(), Colours(9, seed=1), tmp_path)
+    assert not (tmp_path / "model.json").exists()
+    state = torch.load(tmp_path / "train-state.pt", weights_only=True)
+    assert [entry["stage"] for entry in state["history"]] == ["warm"]
+    assert all(torch.isfinite(v).all() for v in state["model"].values())
+    lines = (tmp_path / "train.jsonl").read_text().splitlines()
+    assert [json.loads(line, parse_constant=pytest.fail)["step"] for line in lines] == [1]
+
+
+def test_what_no_cost_shows_is_seen_after_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(replace(QUICK, batch=24), tmp_path)
+    monkeypatch.setattr(run, "after_step", lambda: run.model.prototype_vectors.data.fill_(torch.inf))
+    with pytest.raises(InputError, match=r"step 4, warm: .* got prototype_vectors NaN or infinite at lr_add_on 0\.003"):
+        run.do(Step("warm", 4), 3)
+    run = run_of(QUICK, tmp_path)
+    run.model.prototype_vectors.data.fill_(1e30)  # finite, but its squared distances are not
+    with pytest.raises(InputError, match=r"step 1, push: .* got distance NaN or infinite"):
+        run.do(Step("push", 1), 0)
+    run = run_of(QUICK, tmp_path)
+    run.model.last_layer.weight.data.fill_(3e38)
+    with pytest.raises(InputError, match=r"step 1, last: .* got loss NaN or infinite at lr_last_layer 0\.0001"):
+        run.do(Step("last", 1), 0)
+
+
+def test_a_class_without_images_is_no_divergence(tmp_path: Path) -> None:
+    run = run_of(QUICK, tmp_path)
+    run.train = read_pictures(Colours(2), SIZE)
+    assert run.do(Step("push", 1), 0)["pushed"] == 4
+
+
 def test_a_broken_state_is_named(tmp_path: Path) -> None:
     (tmp_path / "train-state.pt").write_bytes(b"PK\x03\x04 not really")
     with pytest.raises(CheckpointError, match=r"train-state\.pt: expected the state of a training run"):
@@ -466,6 +498,8 @@ def test_wrong_settings() -> None:
         replace(QUICK, batch=0)
     with pytest.raises(InputError, match="lr_features: expected a number"):
         replace(QUICK, lr_features=-1)
+    with pytest.raises(InputError, match=r"lr_add_on: expected a number in \[0, 3e\+38\], got inf"):
+        replace(QUICK, lr_add_on=float("inf"))
     with pytest.raises(InputError, match="size: expected"):
         replace(QUICK, size=(8, 8))
     with pytest.raises(InputError, match=r"backbone: expected one of vgg11.*'alexnet'"):

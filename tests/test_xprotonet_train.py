@@ -393,6 +393,7 @@ def test_wrong_settings() -> None:
     for changes, message in (
         ({"area": -1}, "area: expected a number"),
         ({"strength": 0}, "strength: expected a number"),
+        ({"strength": math.inf}, "strength: expected a number"),
         ({"transformed": -1}, "transformed: expected an integer"),
         ({"mean": (0.5,)}, "mean, std: expected 1 or 3 values each"),
     ):

@@ -9,7 +9,7 @@ import argparse
 from dataclasses import dataclass
 
 from protomask.checks import check_number
-from protomask.training.settings import BaseSettings, add_base_arguments, add_option, settings_from
+from protomask.training.settings import MOST, BaseSettings, add_base_arguments, add_option, settings_from
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class TrainSettings(BaseSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("strength", self.strength, 0, open_low=True)
+        check_number("strength", self.strength, 0, MOST, open_low=True)
 
     def is_multi_label(self) -> bool:
         """Whether an image may be of several classes, or none."""

@@ -32,7 +32,8 @@ def train(args: argparse.Namespace) -> None:
     """``protomask train xprotonet``, with the options of :func:`add_train_arguments` and data, root, crop and out.
 
     Raises:
-        InputError: an option out of range, or other settings than the run in the folder began with.
+        InputError: an option out of range, other settings or data than the run in the folder began with, or a training
+            that diverged.
         DataError: the data's files are missing or malformed.
         CheckpointError: the weights do not fit.
         ResourceError: the folder cannot be written.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,24 @@ from torch import Tensor, nn
 
 from protomask.checkpoint import PrototypeSource
 from protomask.data.sample import to_tensor
+from protomask.errors import InputError, expected
 from protomask.locating import locate
 from protomask.model import contract
 from protomask.records import Targets
 from protomask.store import ImageInfo, write_regions
 from protomask.training.batches import Augment, Batch, Chain, Erase, Pictures, Warp, batches, in_order, shuffled
 from protomask.training.model import ReferenceModel
-from protomask.training.push import PICTURES, Nearest, write_picture
+from protomask.training.push import PICTURES, Nearest, own_classes, write_picture
 from protomask.training.schedule import Step, one_cycle
 from protomask.training.settings import BaseSettings
 
 REGIONS = f"{PICTURES}/regions.json"
 _LOCATED_AT_ONCE = 32  # prototypes per call, so that their maps need not all be held at once
+_RATES = {
+    "warm": ("lr_add_on", "lr_prototypes"),
+    "joint": ("lr_features", "lr_add_on", "lr_prototypes"),
+    "last": ("lr_last_layer",),
+}  # of each optimiser's groups, in order
 
 Entry = dict[str, Any]
 Watch = Callable[[Iterable[Any], str, int], Iterator[Any]]
@@ -123,7 +130,11 @@ class TrainingRun(ABC):
         return found
 
     def do(self, step: Step, number: int) -> Entry:
-        """Carry out one step, the ``number``-th of the run; what it has to tell."""
+        """Carry out one step, the ``number``-th of the run; what it has to tell.
+
+        Raises:
+            InputError: a cost, or the model after the step, is NaN or infinite.
+        """
         stage: Callable[[int], Entry] = {
             "warm": lambda n: self.epoch("warm", n),
             "joint": lambda n: self.joint(n, step.epoch),
@@ -131,7 +142,12 @@ class TrainingRun(ABC):
             "last": self.last,
             "locate": self.locate,
         }[step.kind]
-        return stage(number)
+        entry = stage(number)
+        self._check_finite(step.kind, number, {k: v for k, v in entry.items() if isinstance(v, float)})
+        for name, tensor in self.model.state_dict().items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                self._check_finite(step.kind, number, {name: math.nan})
+        return entry
 
     def joint(self, number: int, epoch: int) -> Entry:
         """An epoch of everything but the last layer, after which the learning rates move on."""
@@ -167,7 +183,9 @@ class TrainingRun(ABC):
         for k, (images, labels) in enumerate(made):
             if move is not None:
                 move(k / len(groups))
-            for name, value in self.step(kind, images, labels).items():
+            costs = self.step(kind, images, labels)
+            self._check_finite(kind, number, costs)
+            for name, value in costs.items():
                 sums[name] = sums.get(name, 0.0) + value * len(labels)
         return {name: value / len(self.train) for name, value in sums.items()}
 
@@ -188,6 +206,9 @@ class TrainingRun(ABC):
         self.model.eval()
         found = self.move_prototypes(self.watch(self.batches(self.train, groups), "push", len(groups)))
         rows = found.images.tolist()
+        with_images = own_classes(torch.from_numpy(self.train.labels), self.model.prototype_class_identity.cpu()).any(0)
+        if (with_images & (found.images.cpu() < 0)).any():
+            self._check_finite("push", number, {"distance": math.nan})
         self.sources = tuple(self._source(j, row) for j, row in enumerate(rows))
         moved = found.distances.isfinite()
         distance = float(found.distances[moved].mean()) if moved.any() else None
@@ -210,6 +231,7 @@ class TrainingRun(ABC):
             m.zero_grad(set_to_none=True)
             loss.backward()
             self.optimisers["last"].step()
+            self._check_finite("last", number, {"loss": float(loss.detach())})
             total += float(loss.detach()) * len(group)
             correct += float(right(logits, labels[rows]).sum())
         return {"loss": total / len(labels), "train_accuracy": correct / len(labels)}
@@ -280,6 +302,17 @@ class TrainingRun(ABC):
         file = write_picture(self.folder, prototype, image)
         label = int(self.model.prototype_class_identity[prototype].argmax())  # pushed from its own class alone
         return PrototypeSource(self.train.image_ids[row], file, label, self.own_activation())
+
+    def _check_finite(self, kind: str, number: int, values: Mapping[str, float]) -> None:
+        """Stop a run that has diverged before its state is kept: InputError, since the settings made it do so."""
+        wrong = [name for name, value in values.items() if not math.isfinite(value)]
+        if not wrong:
+            return
+        groups = self.optimisers[kind].param_groups if kind in self.optimisers else ()
+        rates = ", ".join(f"{name} {group['lr']:.3g}" for name, group in zip(_RATES.get(kind, ()), groups, strict=True))
+        came = f"{', '.join(wrong)} NaN or infinite" + (f" at {rates}" if rates else "")
+        wanted = "finite costs and weights (lower learning rates may keep them so)"
+        raise InputError(expected(f"step {number + 1}, {kind}", wanted, came))
 
     @torch.no_grad()
     def _activations(self, split: str) -> tuple[Tensor, Tensor]:

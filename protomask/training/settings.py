@@ -20,6 +20,8 @@ BATCH_NORMS = ("auto", "train", "eval")
 # They change how a run is carried out, not what it computes, so a run may be resumed with others.
 _FREE = ("device", "workers", "progress", "locate", "test_every")
 
+MOST = 3e38  # of what float32 can be
+
 _Settings = TypeVar("_Settings", bound="BaseSettings")
 
 
@@ -120,7 +122,7 @@ class BaseSettings:
             check_count(name, getattr(self, name), 0)
         check_number("seed", self.seed, 0, 2**63 - 1)
         for name in self.NUMBERS:
-            check_number(name, getattr(self, name), 0)
+            check_number(name, getattr(self, name), 0, MOST)
         if len(self.mean) not in (1, 3) or len(self.std) != len(self.mean) or min(self.std) <= 0:
             raise InputError(expected("mean, std", "1 or 3 values each, std above 0", (self.mean, self.std)))
         if len(self.size) != 2 or min(self.size) < 32:

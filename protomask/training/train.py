@@ -77,7 +77,8 @@ def train_command(recipe: Recipe, settings: BaseSettings, args: argparse.Namespa
     """``protomask train FAMILY``: open the data that the options name, train, say how it ended.
 
     Raises:
-        InputError: an option out of range, or other settings than the run in the folder began with.
+        InputError: an option out of range, other settings or data than the run in the folder began with, or a training
+            that diverged.
         DataError: the data's files are missing or malformed.
         CheckpointError: the weights do not fit.
         ResourceError: the folder cannot be written.
@@ -101,7 +102,8 @@ def fit(
     prototype was taken from, at the model's size) and ``prototypes/regions.json``.
 
     Raises:
-        InputError: other settings or data than the run in ``out`` began with, or train and test differ in classes.
+        InputError: other settings or data than the run in ``out`` began with, train and test differ in classes, or a
+            step's costs or weights became NaN or infinite; the state of the step before stays.
         DataError: a data set is empty or hands out samples of another size.
         CheckpointError: weights or state cannot be read.
         ResourceError: ``out`` cannot be written.
@@ -241,7 +243,7 @@ def _finish(run: TrainingRun, history: list[Entry], description: Description, da
 
 
 def _write_log(folder: Path, history: list[Entry]) -> None:
-    text = "".join(json.dumps(entry) + "\n" for entry in history)
+    text = "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in history)
     write_text(folder / LOG, text)
 
 
