@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from protomask import checkpoint as checkpoints
 from protomask.checkpoint import load_checkpoint
 from protomask.data import Planted
+from protomask.data.levels import to_bytes
 from protomask.data.sample import Geometry, Sample
 from protomask.errors import CheckpointError, DataError, InputError, ResourceError
 from protomask.store import read_regions
@@ -383,6 +384,56 @@ def test_other_settings_need_another_folder(trained: Path) -> None:
         fit(QUICK, Colours(23), Colours(9, seed=1), trained)
     with pytest.raises(InputError, match=r"test\.class_names: expected those of train"):
         fit(QUICK, Colours(), Colours(9, classes=2), trained)
+
+
+class Wide(Colours):
+    """Pixels of more than 8 bits, seen through a window."""
+
+    def __init__(self, count: int = 24, seed: int = 0, window: tuple[float, float] | None = (0, 510)) -> None:
+        super().__init__(count, seed)
+        self.window = window
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        wide = sample.image.astype(np.uint16) * 2
+        return replace(sample, image=to_bytes(wide, sample.image_id, self.window))
+
+
+class Dark(Wide):
+    """Other pixels under the same names."""
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        return replace(sample, image=sample.image // 2)
+
+
+def test_other_data_need_another_folder(tmp_path: Path) -> None:
+    settings = replace(QUICK, joint_epochs=1, last_layer_epochs=0)
+    test = Colours(9, seed=1)
+    fit(settings, Wide(), test, tmp_path)
+    assert checkpoints.read_description(tmp_path).extra["data"] == {
+        **{"name": "colours", "train": 24, "test": 9},
+        "window": [0, 510],
+    }
+    with pytest.raises(InputError, match=r"window: expected \[0\.0, 510\.0\], as the run .*, got \[0\.0, 99"):
+        fit(settings, Wide(window=(0, 99)), test, tmp_path)
+    for train, test, message in (
+        (Wide(), Colours(8, seed=1), "test images: expected"),
+        (Dark(), Colours(9, seed=1), "training pixels: expected"),
+        (Wide(), Dark(9, seed=1), "test pixels: expected"),
+    ):
+        with pytest.raises(InputError, match=message):
+            fit(settings, train, test, tmp_path)
+
+
+def test_a_state_that_tells_less_of_its_data_goes_on(trained: Path, tmp_path: Path) -> None:
+    state = torch.load(trained / "train-state.pt", weights_only=True)
+    for name in ("training pixels", "test images", "test pixels", "window"):
+        del state["identity"][name]
+    torch.save(state, tmp_path / "train-state.pt")
+    fit(QUICK, Colours(), Colours(9, seed=1), tmp_path)
+    with pytest.raises(InputError, match="training images: expected"):
+        fit(QUICK, Colours(23), Colours(9, seed=1), tmp_path)
 
 
 def test_a_run_that_diverges_stops_before_its_state_is_kept(tmp_path: Path) -> None:

@@ -15,12 +15,22 @@ from protomask.training.batches import Pictures
 
 STATE = "train-state.pt"
 _FORMAT = 1
+# What states of earlier versions do not tell: there is nothing to compare, and such a run goes on.
+_ADDED = ("training pixels", "test images", "test pixels", "window")
 
 
 def fingerprint(pictures: Pictures) -> str:
     """A short hash of the samples' names and labels, which tells one training set from another."""
     text = "\n".join(f"{i}\t{k}" for i, k in zip(pictures.image_ids, pictures.labels, strict=True))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def pixel_digest(pictures: Pictures) -> str:
+    """A short hash of the first, the middle and the last image, which tells data apart whose names are the same."""
+    digest = hashlib.sha256()
+    for index in (0, len(pictures) // 2, len(pictures) - 1):
+        digest.update(pictures.read(index).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def file_digest(path: str | Path) -> str:
@@ -71,6 +81,8 @@ def load_state(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | No
     if known is None:
         raise CheckpointError(expected(f"{path}: format", str(_FORMAT), state["format"]))
     for name in {**known, **identity}:
+        if name in _ADDED and name not in known:
+            continue
         if known.get(name) != identity.get(name):
             wanted = f"{known.get(name)!r}, as the run in {folder} began with (or another folder)"
             raise InputError(expected(name, wanted, repr(identity.get(name))))

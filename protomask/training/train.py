@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from protomask.checkpoint import Description, PrototypeSource, save_checkpoint
 from protomask.data import OWN_OPTIONS, open_dataset
+from protomask.data.levels import Window, check_window
 from protomask.data.sample import Dataset
 from protomask.errors import InputError, expected
 from protomask.files import prepare_output, write_text
@@ -32,7 +33,7 @@ from protomask.training.model import ReferenceModel
 from protomask.training.run import Entry, TrainingRun
 from protomask.training.schedule import Step, is_tested, schedule
 from protomask.training.settings import BaseSettings
-from protomask.training.state import file_digest, fingerprint, load_state, save_state
+from protomask.training.state import file_digest, fingerprint, load_state, pixel_digest, save_state
 
 LOG = "train.jsonl"
 _DATA_OPTIONS = {"root", "crop", "count", "scene", "classes", "species"}.union(*OWN_OPTIONS.values())
@@ -116,10 +117,11 @@ def fit(
         torch.manual_seed(settings.seed)
         model, frozen_norm = _initial(settings, recipe.build(description))
         pictures = [_read(data, settings) for data in (train, test)]
-        identity = _identity(settings, train, pictures[0])
+        identity = _identity(settings, train, *pictures)
         watch = _watch(settings.progress)
         run = recipe.run(settings, model, pictures[0], pictures[1], folder, frozen_norm, watch)
-        return _carry_out(run, identity, description, train.name)
+        data = {"name": train.name, "train": len(run.train), "test": len(run.test), "window": _window(train)}
+        return _carry_out(run, identity, description, data)
 
 
 def base_description(settings: BaseSettings, data: Dataset) -> dict[str, Any]:
@@ -138,7 +140,9 @@ def base_description(settings: BaseSettings, data: Dataset) -> dict[str, Any]:
     }
 
 
-def _carry_out(run: TrainingRun, identity: dict[str, Any], description: Description, data_name: str) -> TrainResult:
+def _carry_out(
+    run: TrainingRun, identity: dict[str, Any], description: Description, data: dict[str, Any]
+) -> TrainResult:
     steps = schedule(run.settings)
     history = _resume(run, identity)
     if run.settings.progress:
@@ -149,7 +153,7 @@ def _carry_out(run: TrainingRun, identity: dict[str, Any], description: Descript
         if [step.kind for step in steps[number : number + 2]] != ["last", "last"]:
             save_state(run.folder, identity, _state(run, history))
         _write_log(run.folder, history)
-    return _finish(run, history, description, data_name)
+    return _finish(run, history, description, data)
 
 
 def _timed(run: TrainingRun, step: Step, number: int, *, last: bool) -> Entry:
@@ -198,10 +202,26 @@ def _read(data: Dataset, settings: BaseSettings) -> Pictures:
     )
 
 
-def _identity(settings: BaseSettings, data: Dataset, pictures: Pictures) -> dict[str, Any]:
-    weights = None if settings.weights is None else file_digest(settings.weights)
-    names = [str(name) for name in data.class_names]
-    return {**settings.identity(), "weights": weights, "class_names": names, "training images": fingerprint(pictures)}
+def _identity(settings: BaseSettings, data: Dataset, train: Pictures, test: Pictures) -> dict[str, Any]:
+    window = _window(data)
+    return {
+        **settings.identity(),
+        "weights": None if settings.weights is None else file_digest(settings.weights),
+        "class_names": [str(name) for name in data.class_names],
+        "window": None if window is None else list(window),
+        "training images": fingerprint(train),
+        "training pixels": pixel_digest(train),
+        "test images": fingerprint(test),
+        "test pixels": pixel_digest(test),
+    }
+
+
+def _window(data: Dataset) -> Window | None:
+    """What the data set scales pixels of more than 8 bits by."""
+    try:
+        return check_window(getattr(data, "window", None))
+    except InputError:  # what a data set of the user's own calls so
+        return None
 
 
 def _resume(run: TrainingRun, identity: dict[str, Any]) -> list[Entry]:
@@ -227,12 +247,12 @@ def _state(run: TrainingRun, history: list[Entry]) -> dict[str, Any]:
     }
 
 
-def _finish(run: TrainingRun, history: list[Entry], description: Description, data_name: str) -> TrainResult:
+def _finish(run: TrainingRun, history: list[Entry], description: Description, data: dict[str, Any]) -> TrainResult:
     test, train = run.accuracy("test"), run.accuracy("train")
     extra = {
         "training": {**asdict(run.settings), "weights": run.settings.weights and Path(run.settings.weights).name},
         "frozen_batch_norm": run.frozen_norm,
-        "data": {"name": data_name, "train": len(run.train), "test": len(run.test)},
+        "data": data,
         "test_accuracy": test,
         "train_accuracy": train,
         "torch": torch.__version__,
