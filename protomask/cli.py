@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 
@@ -48,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 when it worked, 2 for an error that we can explain, 130 after Ctrl-C."""
-    args = parser().parse_args(arguments)
+    args = parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
     keep_memory()
     try:
         load_methods(args)
@@ -61,6 +62,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(said)
         return 130
     return 0
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """``--window -1000,400`` as one word: argparse would take the value for an option. A script's own stay."""
+    words: list[str] = []
+    for word in arguments:
+        if words[-1:] == ["--window"] and words[0] != "run" and re.match(r"-[0-9.]", word):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
 
 
 def _say(text: str) -> None:

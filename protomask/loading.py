@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from protomask.checkpoint import Description, load_checkpoint
 from protomask.data import Dataset, Sample
 from protomask.data.images import read_image
-from protomask.errors import DataError, InputError, ModelError, expected
+from protomask.data.levels import Window, check_window
+from protomask.errors import CheckpointError, DataError, InputError, ModelError, expected
 from protomask.foreign import Stated
 from protomask.model import Contract, contract, families
 from protomask.opening import is_file, is_folder
@@ -35,6 +36,7 @@ class Loaded:
         class_names: K names, or none.
         description: of a checkpoint, else None.
         folder: of a checkpoint, else None.
+        window: (low, high), what pixels of more than 8 bits were scaled by when it was trained; None where not told.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Loaded:
     class_names: tuple[str, ...] = ()
     description: Description | None = None
     folder: Path | None = None
+    window: Window | None = None
 
     def names(self) -> list[str]:
         """What each of the P prototypes is called."""
@@ -106,7 +109,17 @@ def _checkpoint(
     model, description = contract(loaded.model), loaded.description
     if description is None:
         return _sized(name, model, size)
-    return Loaded(name, model, description.size, description.crop, description.class_names, description, loaded.folder)
+    window = _window(path, description)
+    told = (description.size, description.crop, description.class_names)
+    return Loaded(name, model, *told, description, loaded.folder, window)
+
+
+def _window(path: Path, description: Description) -> Window | None:
+    data = description.extra.get("data")
+    try:
+        return check_window(data.get("window") if isinstance(data, Mapping) else None)
+    except InputError as error:
+        raise CheckpointError(f"{path}: extra.data.{error}") from error
 
 
 def _made(text: str, device: str, size: tuple[int, int] | None) -> Loaded:

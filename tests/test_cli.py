@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,14 +14,16 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from protomask.cli import main
-from protomask.commands.common import score_table, size_option, spell_duration
+from protomask.cli import _joined, main, parser
+from protomask.commands.common import dataset_for, score_table, size_option, spell_duration
 from protomask.commands.evaluate import default_methods
-from protomask.commands.locate import _paths, parse_settings
-from protomask.errors import InputError
+from protomask.commands.locate import _paths, open_job, parse_settings
+from protomask.errors import CheckpointError, InputError
+from protomask.loading import load_model
 from protomask.localisers import LOCALISERS
 from protomask.metrics import DEFAULT_METRICS, METRICS, Summary
 from protomask.store import read_scores
+from protopnet_ext import FAMILY
 from tests.toys import BlockScenes
 
 MODEL = "tests.toys:block_model"
@@ -267,6 +270,59 @@ def test_image_ids_tell_all_images_apart(tmp_path: Path, monkeypatch: pytest.Mon
     names = [name for name, _ in _paths(["photos", "d"])]
     assert sorted(names) == ["d/x.png", "photos/d/x.png", "photos/x.png", "photos/y.png"]
     assert {name for name, _ in _paths(["photos/y.png", "photos/y.png"])} == {"photos/y.png"}
+
+
+@pytest.fixture
+def windowed(tmp_path: Path) -> Path:
+    """A checkpoint that was trained through the window (-1000, 3000)."""
+    assert FAMILY.demo is not None
+    model = Path(shutil.copytree(FAMILY.demo, tmp_path / "model"))
+    _set_window(model, [-1000, 3000])
+    return model
+
+
+def _set_window(model: Path, window: object) -> None:
+    told = json.loads((model / "model.json").read_text())
+    told["extra"].setdefault("data", {})["window"] = window
+    (model / "model.json").write_text(json.dumps(told))
+
+
+def test_wide_pixels_are_scaled_as_the_model_was_trained(windowed: Path, tmp_path: Path) -> None:
+    loaded = load_model(str(windowed))
+    images = tmp_path / "images" / loaded.class_names[0]
+    images.mkdir(parents=True)
+    for name in ("a", "b"):
+        np.save(images / f"{name}.npy", np.full((40, 40), 1000, np.int16))
+    for given, window, shown in (([], (-1000, 3000), 128), (["--window", "-1000,1500"], (-1000, 1500), 204)):
+        where = ["locate", str(windowed), str(images), "--method", "centre", "--beside", "none", "--out", str(tmp_path)]
+        job = open_job(parser().parse_args(_joined([*where, *given])), 1)
+        samples = job.reader(job.plan.shards[0]).samples
+        assert {int(value) for sample in samples for value in np.unique(sample.image)} == {shown}
+        about = ["evaluate", str(windowed), "--data", "folder", "--root", str(tmp_path / "images"), "--out", "unused"]
+        data = dataset_for(parser().parse_args(_joined([*about, *given])), loaded)
+        assert data.dataset.window == window  # type: ignore[attr-defined]
+        assert np.unique(data[0].image).tolist() == [shown]
+    planted = parser().parse_args(["evaluate", str(windowed), "--data", "planted", "--out", "unused"])
+    assert not hasattr(dataset_for(planted, loaded), "window")  # which has no such option
+    _set_window(windowed, [3, 2])
+    with pytest.raises(CheckpointError, match=r"model: extra\.data\.window: expected \(low, high\)"):
+        load_model(str(windowed))
+
+
+def test_a_window_that_begins_below_zero_draws_what_it_locates(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = cv2.cvtColor(cv2.imread(str(folder / "0.png")), cv2.COLOR_BGR2RGB).astype(np.int16) * 4 - 1000
+    np.save(tmp_path / "scan.npy", image)
+    arguments = ["locate", MODEL, str(tmp_path / "scan.npy"), "--method", "centre", "--beside", "none", "--quiet"]
+    assert main([*arguments, "--out", str(tmp_path / "none")]) == 2
+    assert "or a window" in capsys.readouterr().err
+    assert main([*arguments, "--window", "-1000,20", "--out", str(tmp_path / "out")]) == 0
+    assert list((tmp_path / "out" / "panels").iterdir())
+    assert main([*arguments, "--window", "20,-1000", "--out", str(tmp_path / "out")]) == 2
+    assert "window: expected (low, high)" in capsys.readouterr().err
+    script = ["run", "--", "script.py", "--window", "-3,4"]
+    assert _joined(script) == script
 
 
 def test_the_console_script_runs() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from protomask.data import DATASETS, Dataset, open_dataset, own_options
+from protomask.data import DATASETS, OWN_OPTIONS, Dataset, open_dataset, own_options
 from protomask.errors import InputError, expected
 from protomask.files import write_with
 from protomask.loading import Loaded, with_labels_of
@@ -138,11 +138,17 @@ def _add_xray_options(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="folder, chestxray14, boxes: of a split that is drawn (default: 0)",
     )
+    add_window(group, "folder, chestxray14, boxes: ")
+
+
+def add_window(group: argparse._ActionsContainer, kinds: str) -> None:
+    """``--window``, of these kinds of data."""
     group.add_argument(
         "--window",
         type=window_option,
         metavar="LOW,HIGH",
-        help="folder, chestxray14, boxes: values of 16-bit and .npy pixels that become black and white",
+        help=f"{kinds}values of 16-bit and .npy pixels that become black and white "
+        "(default: as the model was trained, else by the bits that an image uses)",
     )
 
 
@@ -266,6 +272,9 @@ def choose_device(name: str) -> str:
 def dataset_for(args: argparse.Namespace, loaded: Loaded) -> Dataset:
     """The data set that the options name, at the model's size and with the model's class indices."""
     crop = loaded.crop if args.crop is None else args.crop
+    own = own_options(vars(args))
+    if "window" in OWN_OPTIONS.get(args.data, ()):
+        own = {"window": loaded.window, **own}
     data = open_dataset(
         args.data,
         root=args.root,
@@ -276,7 +285,7 @@ def dataset_for(args: argparse.Namespace, loaded: Loaded) -> Dataset:
         count=args.count,
         species=args.species,
         classes=len(loaded.class_names) or 12,
-        **own_options(vars(args)),
+        **own,
     )
     return with_labels_of(loaded, data)
 

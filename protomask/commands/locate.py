@@ -13,6 +13,7 @@ from protomask.commands.common import (
     MODEL_HELP,
     add_run_options,
     add_trust,
+    add_window,
     choose_device,
     load_methods,
     seconds_per_pass,
@@ -23,6 +24,7 @@ from protomask.commands.common import (
 from protomask.commands.located import draw, write_tables
 from protomask.commands.longrun import add_long_run_options, batch_of, engine_of, run_job, terms_of, threads_of
 from protomask.data import list_images
+from protomask.data.levels import check_window
 from protomask.errors import DataError, InputError, expected
 from protomask.jobs.folder import Folder
 from protomask.jobs.locating import LocateJob, LocateTask, plan_locate
@@ -64,6 +66,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--panels", type=int, default=None, metavar="N",
                         help="draw pictures for the first N images only (default: all)")  # fmt: skip
     parser.add_argument("--size", type=size_option, metavar="HxW", help="input size, for a model that does not tell it")
+    add_window(parser, "")
     add_run_options(parser)
     add_long_run_options(parser)
     parser.set_defaults(run=run)
@@ -100,7 +103,8 @@ def open_job(args: argparse.Namespace, threads: int) -> LocateJob:
     check_targets(args.targets, loaded.model, 1)
     args.batch = batch_of(args.batch, args.memory, device_of(loaded.model).type, Path(args.out))
     settle_batch(args, loaded)
-    task = LocateTask(args.targets, methods, args.seed, args.batch, args.region, threads)
+    window = loaded.window if args.window is None else check_window(args.window)
+    task = LocateTask(args.targets, methods, args.seed, args.batch, args.region, threads, window)
     return LocateJob(plan_locate(loaded, paths, task), loaded, task)
 
 

@@ -79,9 +79,10 @@ def _draw_chunk(folder: Folder, loaded: Loaded, chunk: list[ShardPlan], method: 
     places = {item["id"]: index for index, item in enumerate(folder.run.plan.items[chunk[0].start : chunk[0].stop])}
     # Where one method failed on an image, its rows are of other pairs.
     same = {name: record for name, record in found.items() if list(record.targets) == list(found[method].targets)}
+    window = folder.run.plan.settings["window"]
     for index, info in enumerate(_placed(folder.run, chunk[0], shards[method])):
         if chunk[0].start + places[info.image_id] < wanted:
-            sample = make_sample(info.image_id, read_image(info.file_name), 0, loaded.size)
+            sample = make_sample(info.image_id, read_image(info.file_name, window), 0, loaded.size)
             _draw(loaded, sample, index, same, folder.path)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from protomask.data import Sample, make_sample, read_image
+from protomask.data.levels import Window
 from protomask.errors import DataError
 from protomask.jobs.apart import all_or_each, read_each
 from protomask.jobs.cutting import cut_images
@@ -41,6 +42,7 @@ class LocateTask:
         batch: images in one network pass.
         region: what a region is cut by.
         threads: of the processor; a shard is computed with as many wherever it is computed.
+        window: (low, high), what pixels of more than 8 bits are scaled by; None goes by their depth.
     """
 
     targets: str
@@ -49,6 +51,7 @@ class LocateTask:
     batch: int = 32
     region: str = "percentile"
     threads: int = 1
+    window: Window | None = None
 
 
 def plan_locate(loaded: Loaded, images: Sequence[tuple[str, Path]], task: LocateTask) -> Plan:
@@ -63,6 +66,7 @@ def plan_locate(loaded: Loaded, images: Sequence[tuple[str, Path]], task: Locate
     settings = {
         "model": digest_model(loaded.model),
         "size": list(loaded.size),
+        "window": None if task.window is None else list(task.window),
         "targets": task.targets,
         "seed": task.seed,
         "batch": task.batch,
@@ -101,7 +105,7 @@ class LocateJob:
     @property
     def reader(self) -> Callable[[ShardPlan], Read]:
         """Reads a shard's images at the model's size."""
-        return partial(read_images, self.plan.items, self.loaded.size)
+        return partial(read_images, self.plan.items, self.loaded.size, window=self.task.window)
 
     def compute(self, shard: ShardPlan, read: Read) -> Shard:
         """The shard's method on its images; where one image breaks the pass, the others do without it."""
@@ -136,12 +140,14 @@ class LocateJob:
         return chosen[(which >= shard.low) & (which < shard.high)]
 
 
-def read_images(items: Sequence[Mapping[str, str]], size: tuple[int, int], shard: ShardPlan) -> Read:
-    """A shard's image files at a size; those that cannot be read are told of."""
+def read_images(
+    items: Sequence[Mapping[str, str]], size: tuple[int, int], shard: ShardPlan, window: Window | None = None
+) -> Read:
+    """A shard's image files at a size, through a window; those that cannot be read are told of."""
     own = items[shard.start : shard.stop]
 
     def read(row: int) -> Sample:
-        return make_sample(own[row]["id"], read_image(own[row]["path"]), 0, size)
+        return make_sample(own[row]["id"], read_image(own[row]["path"], window), 0, size)
 
     samples, rows, failed = read_each(read, [item["id"] for item in own])
     return Read(tuple(samples), tuple(rows), tuple(failed))
