@@ -426,6 +426,20 @@ def test_other_data_need_another_folder(tmp_path: Path) -> None:
             fit(settings, train, test, tmp_path)
 
 
+class Redecoded(Wide):
+    """What another build of an image library makes of the same files."""
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        return replace(sample, image=np.where(sample.image < 255, sample.image + 1, 254).astype(np.uint8))
+
+
+def test_another_decoder_is_no_other_data(tmp_path: Path) -> None:
+    settings = replace(QUICK, joint_epochs=1, last_layer_epochs=0)
+    fit(settings, Wide(), Colours(9, seed=1), tmp_path)
+    fit(settings, Redecoded(), Colours(9, seed=1), tmp_path)
+
+
 def test_a_state_that_tells_less_of_its_data_goes_on(trained: Path, tmp_path: Path) -> None:
     state = torch.load(trained / "train-state.pt", weights_only=True)
     for name in ("training pixels", "test images", "test pixels", "window"):

@@ -33,7 +33,7 @@ from protomask.training.model import ReferenceModel
 from protomask.training.run import Entry, TrainingRun
 from protomask.training.schedule import Step, is_tested, schedule
 from protomask.training.settings import BaseSettings
-from protomask.training.state import file_digest, fingerprint, load_state, pixel_digest, save_state
+from protomask.training.state import file_digest, fingerprint, load_state, pixel_means, save_state
 
 LOG = "train.jsonl"
 _DATA_OPTIONS = {"root", "crop", "count", "scene", "classes", "species"}.union(*OWN_OPTIONS.values())
@@ -210,9 +210,9 @@ def _identity(settings: BaseSettings, data: Dataset, train: Pictures, test: Pict
         "class_names": [str(name) for name in data.class_names],
         "window": None if window is None else list(window),
         "training images": fingerprint(train),
-        "training pixels": pixel_digest(train),
+        "training pixels": pixel_means(train),
         "test images": fingerprint(test),
-        "test pixels": pixel_digest(test),
+        "test pixels": pixel_means(test),
     }
 
 
