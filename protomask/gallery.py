@@ -35,18 +35,40 @@ from protomask.visualise.figures import (
 CAPTIONS = {"pointing-game": "hit", "iou-best": "IoU", "energy": "energy", "insertion-30": "ins", "deletion-30": "del"}
 
 
-def view_of(sample: Sample, found: Localisation, row: int, *, map_: bool = True, caption: str = "") -> View:
-    """One located pair on its image: map, region, box and peak; the bare image where nothing was located."""
+def view_of(
+    sample: Sample,
+    found: Localisation,
+    row: int,
+    *,
+    map_: bool = True,
+    caption: str = "",
+    region: str = "percentile",
+) -> View:
+    """One located pair on its image: map, region, box and peak; the bare image where nothing was located.
+
+    Args:
+        sample: the image.
+        found: N pairs, one of them on this image.
+        row: which pair.
+        map_: whether the map is laid over the image.
+        caption: for below the picture; without one, why nothing was located.
+        region: what a region is cut by, one of :data:`protomask.region.REGIONS`, as the boxes of ``found`` were.
+    """
     if not bool(found.located[row]):
         return View(sample.image, caption=caption or found.reasons[row])
     return View(
         sample.image,
         map=found.maps[row].numpy() if map_ else None,
-        region=regions_of(found.maps[row : row + 1])[0].numpy(),
+        region=_region(found, row, region),
         box=found.boxes[row].numpy(),
         peak=found.peaks[row].numpy(),
         caption=caption,
     )
+
+
+def _region(found: Localisation, row: int, kind: str) -> np.ndarray:
+    """[H, W] bool; only a mask's sum is an area, other maps are cut by the percentile, as in files and boxes."""
+    return regions_of(found.maps[row : row + 1], kind if found.masks else "percentile")[0].numpy()
 
 
 def panel(
@@ -57,6 +79,7 @@ def panel(
     *,
     annotation: np.ndarray | None = None,
     scores: Mapping[str, Mapping[str, float | None]] | None = None,
+    region: str = "percentile",
 ) -> Figure:
     """One (image, prototype) pair under several methods.
 
@@ -67,6 +90,7 @@ def panel(
         row: which pair.
         annotation: [H, W] bool, outlined on every picture.
         scores: method -> short name -> value, for the captions.
+        region: what a region is cut by, as in :func:`view_of`.
     """
     first = next(iter(found.values()))
     prototype = int(first.targets.prototypes[row])
@@ -78,7 +102,7 @@ def panel(
         maps,
         {m: f.boxes[row].numpy() for m, f in shown.items()},
         title=f"{loaded.model.describe(prototype)}, activation {activation:.2f}",
-        regions={m: regions_of(f.maps[row : row + 1])[0].numpy() for m, f in shown.items()},
+        regions={m: _region(f, row, region) for m, f in shown.items()},
         peaks={m: f.peaks[row].numpy() for m, f in shown.items()},
         annotation=annotation,
         scores=scores,
@@ -106,11 +130,20 @@ def annotation_of(truth: Truth, row: int) -> np.ndarray | None:
     return truth.regions[row].numpy()
 
 
-def likeness(loaded: Loaded, sample: Sample, found: Localisation, rows: Sequence[int]) -> Figure | None:
+def likeness(
+    loaded: Loaded, sample: Sample, found: Localisation, rows: Sequence[int], *, region: str = "percentile"
+) -> Figure | None:
     """This looks like that, for one image: its located prototypes beside the training images they were taken from.
 
     The weights are those for the class that the model predicts (the sample's own where the model gives no logits). None
     where the model holds no source images or no class weights.
+
+    Args:
+        loaded: the model.
+        sample: the image.
+        found: N pairs.
+        rows: which of them, all on this image, in the order shown.
+        region: what a region is cut by, as in :func:`view_of`.
     """
     weights = loaded.model.class_weights()
     sources = [loaded.source(int(found.targets.prototypes[row])) for row in rows]
@@ -127,7 +160,7 @@ def likeness(loaded: Loaded, sample: Sample, found: Localisation, rows: Sequence
         lines.append(
             Likeness(
                 loaded.model.describe(prototype),
-                view_of(sample, found, row, map_=False),
+                view_of(sample, found, row, map_=False, region=region),
                 View(source[0], box=source[1]),
                 float(found.activations_before[row]),
                 float(weights[prototype, label]),

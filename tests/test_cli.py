@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
+from protomask import gallery
 from protomask.cli import main
 from protomask.commands.common import score_table, size_option, spell_duration
 from protomask.commands.evaluate import default_methods
@@ -20,7 +21,8 @@ from protomask.commands.locate import _paths, parse_settings
 from protomask.errors import InputError
 from protomask.localisers import LOCALISERS
 from protomask.metrics import DEFAULT_METRICS, METRICS, Summary
-from protomask.store import read_scores
+from protomask.region import own_area_region
+from protomask.store import read_run, read_scores
 from tests.toys import BlockScenes
 
 MODEL = "tests.toys:block_model"
@@ -63,6 +65,31 @@ def test_locate_writes_regions_numbers_and_pictures(
     panels = sorted((out / "panels").iterdir())
     assert len(panels) == 3
     assert cv2.imread(str(panels[0])).std() > 5
+
+
+def test_pictures_outline_the_regions_that_the_files_hold(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, drawn = tmp_path / "out", []
+    real = gallery.method_panel
+
+    def panel(*args: object, **options: object) -> object:
+        drawn.append(options)
+        return real(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(gallery, "method_panel", panel)
+    options = ["--region", "own-area", "--set", "gradient_power=0", "--beside", "centre", "--targets", "all", "--quiet"]
+    assert main(["locate", MODEL, str(folder / "0.png"), *options, "--set", "fill=black", "--out", str(out)]) == 0
+    found = next(iter(read_run(out))).found
+    assert found is not None
+    assert found.masks
+    for row, figure in enumerate(drawn):
+        own = own_area_region(found.maps[row : row + 1])[0].numpy()
+        assert np.array_equal(figure["regions"]["mdm"], own)
+        assert figure["regions"]["centre"].sum() == round(0.05 * 32 * 32)  # no mask, so its sum is no area
+        view = gallery.view_of(BlockScenes()[0], found, row, region="own-area")
+        assert np.array_equal(view.region, own)
+    assert len(drawn) == 3
 
 
 def test_nothing_readable_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

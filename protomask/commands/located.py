@@ -82,17 +82,20 @@ def _draw_chunk(folder: Folder, loaded: Loaded, chunk: list[ShardPlan], method: 
     for index, info in enumerate(_placed(folder.run, chunk[0], shards[method])):
         if chunk[0].start + places[info.image_id] < wanted:
             sample = make_sample(info.image_id, read_image(info.file_name), 0, loaded.size)
-            _draw(loaded, sample, index, same, folder.path)
+            _draw(loaded, sample, index, same, folder.path, str(folder.run.plan.settings["region"]))
 
 
-def _draw(loaded: Loaded, sample: Sample, index: int, found: dict[str, Localisation], out: Path) -> None:
+def _draw(
+    loaded: Loaded, sample: Sample, index: int, found: dict[str, Localisation], out: Path, region: str
+) -> None:
     main = list(found.values())[-1]
     rows = [row for row, (image, _) in enumerate(main.targets) if image == index]
     name = safe_name(sample.image_id)
     for row in rows:
         prototype = int(main.targets.prototypes[row])
-        save_figure(gallery.panel(loaded, sample, found, row), out / "panels" / f"{name}-prototype-{prototype}.png")
-    figure = gallery.likeness(loaded, sample, main, rows)
+        figure = gallery.panel(loaded, sample, found, row, region=region)
+        save_figure(figure, out / "panels" / f"{name}-prototype-{prototype}.png")
+    figure = gallery.likeness(loaded, sample, main, rows, region=region)
     if figure is not None:
         save_figure(figure, out / "looks-like" / f"{name}.png")
 
