@@ -1,7 +1,8 @@
 """Pictures of what was located: the step from records to :mod:`protomask.visualise`.
 
 A *panel* is one (image, prototype) pair under several methods; *looks like* sets an image's regions beside the training
-images that the prototypes were taken from; a *bank* is a class's prototypes with their nearest patches.
+images that the prototypes were taken from; a *bank* is a class's prototypes with their nearest patches. All are drawn
+at the aspect of the original image, whatever the shape of the model's input.
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ from protomask.visualise.figures import (
     method_panel,
     prototype_bank,
 )
+from protomask.visualise.view import stretched
 
 CAPTIONS = {"pointing-game": "hit", "iou-best": "IoU", "energy": "energy", "insertion-30": "ins", "deletion-30": "del"}
+MOST_STRETCHED = 4
 
 
 def view_of(
@@ -64,6 +67,19 @@ def view_of(
         peak=found.peaks[row].numpy(),
         caption=caption,
     )
+
+
+def shown_size(sample: Sample) -> tuple[int, int]:
+    """(height, width) in pixels at which a sample has its original's aspect again, which resizing took from it.
+
+    Never smaller than the sample, and no side more than :data:`MOST_STRETCHED` times as long as it was.
+    """
+    height, width = sample.image.shape[:2]
+    x0, y0, x1, y1 = sample.geometry.crop
+    stretch = abs((x1 - x0) / (y1 - y0)) * height / width  # of the width
+    if stretch >= 1:
+        return height, round(width * min(stretch, MOST_STRETCHED))
+    return round(height * min(1 / stretch, MOST_STRETCHED)), width
 
 
 def _region(found: Localisation, row: int, kind: str) -> np.ndarray:
@@ -108,6 +124,7 @@ def panel(
         scores=scores,
         notes={m: f.reasons[row] for m, f in found.items() if f.reasons[row]},
         columns=4,
+        size=shown_size(sample),
     )
 
 
@@ -131,7 +148,13 @@ def annotation_of(truth: Truth, row: int) -> np.ndarray | None:
 
 
 def likeness(
-    loaded: Loaded, sample: Sample, found: Localisation, rows: Sequence[int], *, region: str = "percentile"
+    loaded: Loaded,
+    sample: Sample,
+    found: Localisation,
+    rows: Sequence[int],
+    *,
+    region: str = "percentile",
+    count: int | None = None,
 ) -> Figure | None:
     """This looks like that, for one image: its located prototypes beside the training images they were taken from.
 
@@ -144,6 +167,7 @@ def likeness(
         found: N pairs.
         rows: which of them, all on this image, in the order shown.
         region: what a region is cut by, as in :func:`view_of`.
+        count: how many prototypes they were chosen from, said below them; None where they are all.
     """
     weights = loaded.model.class_weights()
     sources = [loaded.source(int(found.targets.prototypes[row])) for row in rows]
@@ -160,7 +184,7 @@ def likeness(
         lines.append(
             Likeness(
                 loaded.model.describe(prototype),
-                view_of(sample, found, row, map_=False, region=region),
+                stretched(view_of(sample, found, row, map_=False, region=region), shown_size(sample)),
                 View(source[0], box=source[1]),
                 float(found.activations_before[row]),
                 float(weights[prototype, label]),
@@ -168,7 +192,8 @@ def likeness(
         )
     name = loaded.class_names[label] if loaded.class_names else f"class {label}"
     score = None if logits is None else float(logits[0, label])
-    return looks_like(lines, class_name=name, title=f"Why {name}?", method=found.method, score=score)
+    said = {"class_name": name, "title": f"Why {name}?", "method": found.method}
+    return looks_like(lines, **said, score=score, count=count)
 
 
 def bank(
@@ -207,7 +232,8 @@ def bank(
         targets = [(i, prototype) for i in range(len(samples))]
         found = locate(loaded.model, tensors(loaded.model, samples), targets, method, batch=batch)
         near = tuple(
-            Patch(view_of(s, found, i, map_=False), float(found.activations_before[i])) for i, s in enumerate(samples)
+            Patch(stretched(view_of(s, found, i, map_=False), shown_size(s)), float(found.activations_before[i]))
+            for i, s in enumerate(samples)
         )
         source = sources[prototype]
         if source is not None:
