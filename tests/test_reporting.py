@@ -10,12 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pycocotools.coco import COCO
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 from scipy.stats import rankdata
 
 from protomask import opening
 from protomask.cli import main
 from protomask.errors import DataError, InputError
+from protomask.commands.common import DIRECTIONS
 from protomask.metrics import METRICS, Summary
+from protomask.localisers import LOCALISERS
 from protomask.pairs import Pair
 from protomask.reporting.comparing import holding, mean_ranks
 from protomask.reporting.examples import EXAMPLES, read_chunk, small_size
@@ -249,12 +253,43 @@ def test_latex_is_booktabs_with_the_best_bold() -> None:
 def test_wide_latex_tables_are_split() -> None:
     names = [f"m{k}" for k in range(12)]
     text = latex({"mdm": {m: _summary(0.5) for m in names}}, {"t": names}, {}, [])
-    assert text.count(r"\begin{tabular}") == 3
+    assert text.count(r"\begin{tabular}") == 4
     assert text.count(r"\textbf") == 0
 
 
 def test_latex_special_characters_are_escaped() -> None:
     assert escaped("a_b%\n{c}~\\^#$&") == r"a\_b\% \{c\}\textasciitilde{}\textbackslash{}\textasciicircum{}\#\$\&"
+def _points(text: str, size: float) -> float:
+    """The width of a text in LaTeX's own typeface."""
+    font = FontProperties(family="cmr10", size=size)
+    return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0])
+
+
+def _cell_points(cell: str) -> float:
+    if r"\shortstack" in cell:
+        return max(map(_cell_points, cell.removeprefix(r"\shortstack{").removesuffix("}").split(r"\\")))
+    mean, _, interval = cell.partition(r" {\scriptsize ")
+    plain = re.sub(r"\$\\(up|down)arrow\$", "XX", re.sub(r"\\textbf\{([^}]*)\}", r"\1", mean)).replace("\\", "")
+    return _points(plain, 10) + (_points(interval.removesuffix("}"), 7) + 3.4 if interval else 0)
+
+
+def test_latex_tables_fit_between_the_margins() -> None:
+    scores = {method: {metric: Summary(0.967, 0.948, 0.983, 9) for metric in METRICS} for method in LOCALISERS}
+    tables = latex(scores, {"t": tuple(METRICS)}, DIRECTIONS, []).split(r"\begin{table}")[1:]
+    for table in tables:
+        rows = [line.removesuffix(r" \\").split(" & ") for line in table.splitlines() if " & " in line]
+        columns = [max(map(_cell_points, column)) for column in zip(*rows, strict=True)]
+        assert sum(columns) + 2 * 4 * (len(columns) - 1) <= 345, rows[0]
+    assert {name for table in tables for name in re.findall(r"local-\\\\perturbation-\\\\[a-z]+", table)} == {
+        rf"local-\\perturbation-\\{kind}" for kind in ("blur", "recolour", "noise")
+    }
+
+
+def test_latex_has_true_minus_signs_and_none_before_nought() -> None:
+    text = latex({"mdm": {"a": Summary(-0.0931, -0.2, -0.0001, 9)}}, {"t": ["a"]}, {"a": 1}, [])
+    assert r"mdm & \textbf{$-$0.093} {\scriptsize [$-$0.200, 0.000]} \\" in text.splitlines()
+
+
 
 
 def test_examples_come_back_small(tmp_path: Path) -> None:
