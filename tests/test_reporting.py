@@ -12,7 +12,8 @@ import pytest
 from pycocotools.coco import COCO
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
-from scipy.stats import rankdata
+from pycocotools.coco import COCO
+from scipy.stats import binom, rankdata
 
 from protomask import opening
 from protomask.cli import main
@@ -21,6 +22,7 @@ from protomask.commands.common import DIRECTIONS
 from protomask.metrics import METRICS, Summary
 from protomask.localisers import LOCALISERS
 from protomask.pairs import Pair
+from protomask.reporting.checking import LEVEL, chance_of_hits
 from protomask.reporting.comparing import holding, mean_ranks
 from protomask.reporting.examples import EXAMPLES, read_chunk, small_size
 from protomask.reporting.kept import Kept
@@ -539,6 +541,36 @@ def test_cases_and_tables_show_a_metric_that_both_methods_have(tmp_path: Path) -
 
 def test_the_ranking_stands_in_a_table_too(tmp_path: Path) -> None:
     made = make_results(tmp_path, 6, ("upsampling", "rise", "random"), size=24, metrics=("energy", "dice"))
+@pytest.mark.parametrize(("count", "together"), [(20, 1), (60, 1), (200, 1), (60, 3)])
+def test_blind_hits_raise_few_false_alarms(count: int, together: int) -> None:
+    rng, alarms, rounds = np.random.default_rng(0), 0, 2000
+    groups = [str(k // together) for k in range(count)]
+    for _ in range(rounds):
+        areas = rng.uniform(0.015, 0.035, count)
+        draws = rng.random(count).reshape(-1, together)
+        draws[:] = draws[:, :1]  # pairs of an image hit together
+        alarms += chance_of_hits(int((draws.ravel() < areas).sum()), areas, groups) < LEVEL
+    assert alarms / rounds < LEVEL + 2 * (LEVEL * (1 - LEVEL) / rounds) ** 0.5
+
+
+def test_the_test_of_hits_is_the_binomial_where_areas_are_equal() -> None:
+    areas, apart = np.full(40, 0.1), [str(k) for k in range(40)]
+    for hits in (0, 1, 4, 9, 40):
+        tails = binom.cdf(hits, 40, 0.1), binom.sf(hits - 1, 40, 0.1)
+        assert chance_of_hits(hits, areas, apart) == pytest.approx(min(1, 2 * min(tails)))
+    assert chance_of_hits(40, areas, ["one image"] * 40) == pytest.approx(0.2)  # it hit once, for all of them
+    assert chance_of_hits(9, areas, apart) < LEVEL < chance_of_hits(9, areas, [str(k // 4) for k in range(40)])
+
+
+def test_no_hit_on_few_small_annotations_is_no_alarm(folder: Path) -> None:
+    results = read_results(folder)
+    for hits, fine in ((0, True), (2, True), (9, False)):  # of 20 annotations of a 16th each
+        column = np.r_[np.ones(hits), np.zeros(20 - hits)]
+        values = {**results.values, "random": {**results.values["random"], "pointing-game": column}}
+        found = _checks(Results(folder, results.about, results.pairs, values))
+        assert found["random, pointing-game"][1] is fine
+
+
     ranking = [b for b in page(read_results(made)).blocks if b.heading == "Ranking"]
     assert [type(b) for b in ranking] == [DotPlot, ScoreTable]
 
