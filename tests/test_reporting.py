@@ -24,7 +24,7 @@ from protomask.localisers import LOCALISERS
 from protomask.pairs import Pair
 from protomask.reporting.checking import LEVEL, chance_of_hits
 from protomask.reporting.comparing import holding, mean_ranks
-from protomask.reporting.examples import EXAMPLES, read_chunk, small_size
+from protomask.reporting.examples import EXAMPLES, read_chunk, small_size, write_chunk, write_thumbnail
 from protomask.reporting.kept import Kept
 from protomask.reporting.latex import escaped, latex
 from protomask.reporting.page import Choice, page, settled
@@ -314,6 +314,21 @@ def test_examples_come_back_small(tmp_path: Path) -> None:
         assert example.annotation.mean() == pytest.approx(1 / 16, abs=0.005)
         original = sample(row, 200).image
         assert float(np.abs(example.image.mean((0, 1)) - original.mean((0, 1))).max()) < 3  # JPEG, channels in order
+
+
+def test_thin_annotations_stay_in_thumbnails(tmp_path: Path) -> None:
+    annotations = np.zeros((3, 448, 448), bool)
+    annotations[0, 200, 100:300] = annotations[1, 300, 301] = True
+    annotations[2, 100:300] = True
+    write_thumbnail(tmp_path / "000000.jpg", np.zeros((448, 448, 3), np.uint8))
+    write_chunk(tmp_path / "00000.npz", {"mdm": localisation("mdm", 3, 448, 0)}, annotations, [0, 0, 0])
+    line, dot, half = (example.annotation for example in read_chunk(tmp_path / "00000.npz"))
+    assert line is not None
+    assert dot is not None
+    assert half is not None
+    assert [np.argwhere(line).min(0).tolist(), np.argwhere(line).max(0).tolist()] == [[50, 25], [50, 74]]
+    assert np.argwhere(dot).tolist() == [[75, 75]]
+    assert np.flatnonzero(half.all(1)).tolist() == list(range(25, 75))
 
 
 def test_kept_writes_as_it_sees_and_forgets_what_was_there(tmp_path: Path) -> None:
