@@ -7,9 +7,9 @@ import json
 import re
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
-from pycocotools.coco import COCO
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 from pycocotools.coco import COCO
@@ -17,10 +17,10 @@ from scipy.stats import binom, rankdata
 
 from protomask import opening
 from protomask.cli import main
-from protomask.errors import DataError, InputError
 from protomask.commands.common import DIRECTIONS
-from protomask.metrics import METRICS, Summary
+from protomask.errors import DataError, InputError
 from protomask.localisers import LOCALISERS
+from protomask.metrics import METRICS, Summary
 from protomask.pairs import Pair
 from protomask.reporting.checking import LEVEL, chance_of_hits
 from protomask.reporting.comparing import holding, mean_ranks
@@ -259,8 +259,6 @@ def test_wide_latex_tables_are_split() -> None:
     assert text.count(r"\textbf") == 0
 
 
-def test_latex_special_characters_are_escaped() -> None:
-    assert escaped("a_b%\n{c}~\\^#$&") == r"a\_b\% \{c\}\textasciitilde{}\textbackslash{}\textasciicircum{}\#\$\&"
 def _points(text: str, size: float) -> float:
     """The width of a text in LaTeX's own typeface."""
     font = FontProperties(family="cmr10", size=size)
@@ -292,6 +290,8 @@ def test_latex_has_true_minus_signs_and_none_before_nought() -> None:
     assert r"mdm & \textbf{$-$0.093} {\scriptsize [$-$0.200, 0.000]} \\" in text.splitlines()
 
 
+def test_latex_special_characters_are_escaped() -> None:
+    assert escaped("a_b%\n{c}~\\^#$&") == r"a\_b\% \{c\}\textasciitilde{}\textbackslash{}\textasciicircum{}\#\$\&"
 
 
 def test_examples_come_back_small(tmp_path: Path) -> None:
@@ -541,21 +541,6 @@ def test_sanity_checks_tick_what_is_as_expected(folder: Path) -> None:
     assert good["random, pointing-game"][1] is False
 
 
-def test_cases_and_tables_show_a_metric_that_both_methods_have(tmp_path: Path) -> None:
-    names = ("iou-own-area", "relevance", "dice")
-    made = make_results(tmp_path, 6, ("mdm", "upsampling", "random"), size=24, metrics=names)
-    read = read_results(made)
-    values = {m: {**c, "iou-own-area": np.full(6, np.nan)} for m, c in read.values.items()}
-    values["random"]["iou-own-area"] = np.ones(6)
-    report = page(Results(made, read.about, read.pairs, values), Choice(pairs=2))
-    assert {"Worst cases for mdm", "Best cases for mdm"} <= {b.heading for b in report.blocks}
-    table = next(b for b in report.blocks if b.heading == "Per class")
-    assert isinstance(table, PlainTable)
-    assert {"relevance, mdm", "dice, upsampling"} <= set(table.columns)
-
-
-def test_the_ranking_stands_in_a_table_too(tmp_path: Path) -> None:
-    made = make_results(tmp_path, 6, ("upsampling", "rise", "random"), size=24, metrics=("energy", "dice"))
 @pytest.mark.parametrize(("count", "together"), [(20, 1), (60, 1), (200, 1), (60, 3)])
 def test_blind_hits_raise_few_false_alarms(count: int, together: int) -> None:
     rng, alarms, rounds = np.random.default_rng(0), 0, 2000
@@ -586,6 +571,21 @@ def test_no_hit_on_few_small_annotations_is_no_alarm(folder: Path) -> None:
         assert found["random, pointing-game"][1] is fine
 
 
+def test_cases_and_tables_show_a_metric_that_both_methods_have(tmp_path: Path) -> None:
+    names = ("iou-own-area", "relevance", "dice")
+    made = make_results(tmp_path, 6, ("mdm", "upsampling", "random"), size=24, metrics=names)
+    read = read_results(made)
+    values = {m: {**c, "iou-own-area": np.full(6, np.nan)} for m, c in read.values.items()}
+    values["random"]["iou-own-area"] = np.ones(6)
+    report = page(Results(made, read.about, read.pairs, values), Choice(pairs=2))
+    assert {"Worst cases for mdm", "Best cases for mdm"} <= {b.heading for b in report.blocks}
+    table = next(b for b in report.blocks if b.heading == "Per class")
+    assert isinstance(table, PlainTable)
+    assert {"relevance, mdm", "dice, upsampling"} <= set(table.columns)
+
+
+def test_the_ranking_stands_in_a_table_too(tmp_path: Path) -> None:
+    made = make_results(tmp_path, 6, ("upsampling", "rise", "random"), size=24, metrics=("energy", "dice"))
     ranking = [b for b in page(read_results(made)).blocks if b.heading == "Ranking"]
     assert [type(b) for b in ranking] == [DotPlot, ScoreTable]
 
@@ -695,6 +695,43 @@ def test_pictures_outside_the_folder_are_not_embedded(tmp_path: Path, capsys: py
     (tmp_path / "in" / "run.json").write_text(json.dumps(record))
     assert main(["report", str(tmp_path / "in")]) == 2
     assert "pictures of run.json: expected files in the folder" in capsys.readouterr().err
+
+
+def test_a_damaged_picture_is_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_results(tmp_path, 3, ("mdm", "upsampling"), size=24)
+    kept = [
+        {"file": f"pictures/{n}.png", "heading": n, "alt": "a", "caption": ""} for n in ("good", "cut", "big", "no")
+    ]
+    rng = np.random.default_rng(0)
+    small, large = (
+        cv2.imencode(".png", rng.integers(0, 255, (n, n, 3)).astype(np.uint8))[1].tobytes() for n in (9, 300)
+    )
+    (tmp_path / "pictures").mkdir()
+    for name, data in (("good", small), ("cut", small[:99]), ("big", large[:200_000]), ("no", b"no picture")):
+        (tmp_path / "pictures" / f"{name}.png").write_bytes(data)
+    _edit(tmp_path, "pictures", [*kept, {**kept[0], "file": "pictures/deleted.png"}])
+    assert main(["report", str(tmp_path)]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(".png: ")[0] for line in said] == [
+        f"left out: {tmp_path / 'pictures' / name}" for name in ("cut", "big", "no")
+    ]
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert html.count("data:image/png;base64,") == 1
+    assert "Per class" in html
+
+
+@pytest.mark.parametrize("method", ["mdm", "upsampling", "random"])
+def test_a_method_may_lack_a_metric(tmp_path: Path, method: str) -> None:
+    names = ("energy", "iou-best", "deletion", "deletion@blur", "pixel-auc", "pointing-game")
+    methods = ("mdm", "upsampling", "single-mask", "random", "annotation")
+    make_results(tmp_path, 6, methods, size=24, metrics=names)
+    read = read_results(tmp_path)
+    for missing in names:
+        left = {m: {k: v for k, v in c.items() if (m, k) != (method, missing)} for m, c in read.values.items()}
+        write_csv(tmp_path / "pairs.csv", read.pairs, left)
+        assert main(["report", str(tmp_path)]) == 0
+    write_csv(tmp_path / "pairs.csv", read.pairs, {**read.values, method: {}, "late": {"energy": np.ones(6)}})
+    assert main(["report", str(tmp_path)]) == 0
 
 
 def test_every_metric_has_a_family_that_the_page_can_name() -> None:
