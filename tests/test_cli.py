@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -268,9 +270,12 @@ def test_evaluate_writes_everything(
     assert about["methods"]["mdm"]["settings"]["steps"] > 0
     assert about["methods"]["mdm"]["passes"] > about["methods"]["centre"]["passes"] == 0
     assert [m for m, k in about["methods"].items() if k["control"]] == ["centre", "annotation"]
+    command = shlex.join(["protomask", *arguments, "--methods", "mdm,centre,annotation"])
+    assert about["command"] == command  # not what the process was called with
     for name in ("pairs.parquet", "scores.tex", "examples/index.json"):
         assert (out / name).stat().st_size > 100
     page = (out / "report.html").read_text()
+    assert command in html.unescape(page)
     assert len(re.findall("data:image/(?:png|webp);base64,", page)) == 2 + 4 * (3 + 3 + 6)  # panels; best, worst, all
     assert "http://" not in page
     assert "https://" not in page
@@ -457,6 +462,17 @@ def test_the_console_script_runs() -> None:
         [Path(sys.executable).parent / "protomask", "--version"], capture_output=True, text=True, check=True
     )
     assert run.stdout.startswith("protomask ")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes of POSIX")
+@pytest.mark.parametrize("command", ["methods", "metrics"])
+def test_a_reader_that_stops_reading_is_no_error(command: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = "import sys; from protomask.cli import main; sys.exit(main())"
+    run = subprocess.run([sys.executable, "-c", code, command], stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (run.returncode, run.stderr) == (141, b"")
 
 
 def test_small_readers() -> None:

@@ -588,11 +588,14 @@ def test_a_job_scores_what_evaluate_scores(scenes: BlockScenes, tmp_path: Path) 
 def test_an_interrupted_evaluation_goes_on_and_draws_no_pair_again(
     scenes: BlockScenes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counted: list[str]
 ) -> None:
-    out, whole = tmp_path / "out", tmp_path / "whole"
-    monkeypatch.setattr(sys, "argv", ["protomask", "evaluate"])  # which the report shows
-    assert evaluate_into(whole) == 0
+    out, whole = tmp_path / "out" / "made", tmp_path / "whole" / "made"
+    for folder in (whole, out):
+        folder.parent.mkdir()
+    monkeypatch.chdir(whole.parent)  # the report shows the command, which is to be the same
+    assert evaluate_into(Path("made")) == 0
+    monkeypatch.chdir(out.parent)
     heal = breaking(monkeypatch, 4, KeyboardInterrupt())
-    assert evaluate_into(out) == 130
+    assert evaluate_into(Path("made")) == 130
     heal()
     counted.clear()
 
@@ -600,7 +603,7 @@ def test_an_interrupted_evaluation_goes_on_and_draws_no_pair_again(
         raise AssertionError("pairs were drawn again")
 
     monkeypatch.setattr("protomask.jobs.drawing.draw_pairs", never)
-    assert evaluate_into(out) == 0
+    assert evaluate_into(Path("made")) == 0
     assert len(counted) == 9 - 4
     assert contents(out) == contents(whole)
 

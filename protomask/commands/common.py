@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import csv
 import re
+import shlex
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,8 +32,28 @@ MODEL_HELP = (
     "a checkpoint folder, a foreign checkpoint file (see `protomask inspect`), package.module:factory, or "
     "demo:protopnet, the shipped reference model"
 )
+_ARGUMENTS: ContextVar[tuple[str, ...]] = ContextVar("arguments", default=())
 DIRECTIONS = {name: 1 if metric.higher_is_better else -1 for name, metric in METRICS.items()}
 _ARROWS = {1: "\N{UPWARDS ARROW}", -1: "\N{DOWNWARDS ARROW}"}
+
+
+@contextmanager
+def running(arguments: Sequence[str]) -> Iterator[None]:
+    """Makes these the arguments that :func:`command_line` tells, until the block ends."""
+    before = _ARGUMENTS.set(tuple(arguments))
+    try:
+        yield
+    finally:
+        _ARGUMENTS.reset(before)
+
+
+def command_line() -> str:
+    """The command that is running, as a shell takes it; empty where no command is.
+
+    Those are not always the arguments of the process: a notebook calls ``main`` with its own.
+    """
+    arguments = _ARGUMENTS.get()
+    return shlex.join(["protomask", *arguments]) if arguments else ""
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:

@@ -12,15 +12,13 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from protomask import gallery
-from protomask.commands.common import DIRECTIONS, score_table, versions
+from protomask.commands.common import DIRECTIONS, command_line, score_table, versions
 from protomask.data import Dataset
 from protomask.errors import ProtomaskError
 from protomask.evaluation import Evaluation
@@ -189,7 +187,7 @@ def run_record(
     """What ``run.json`` says."""
     return {
         "version": FORMAT_VERSION,
-        "command": shlex.join(["protomask", *sys.argv[1:]]),
+        "command": command_line(),
         "model": {
             "name": loaded.name,
             "digest": digest_weights(loaded.model),
