@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -10,7 +12,7 @@ from collections.abc import Sequence
 from protomask import __version__
 from protomask.allocator import keep_memory
 from protomask.commands import convert, demo, evaluate, inspect, listing, locate, report, run, status, train
-from protomask.commands.common import load_methods, safe_lines
+from protomask.commands.common import load_methods, running, safe_lines
 from protomask.errors import ProtomaskError
 
 DESCRIPTION = """Where prototype networks really look.
@@ -21,6 +23,9 @@ against the other methods. Begin with:
 
   protomask demo --out protomask-demo
 """
+
+
+_CLOSED_PIPE = 141  # 128 + SIGPIPE, what a shell tells of other programs there
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,12 +53,33 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 when it worked, 2 for an error that we can explain, 130 after Ctrl-C."""
-    args = parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
+    """Run a command.
+
+    Args:
+        arguments: those after ``protomask``; the process's own where None.
+
+    Returns:
+        0 when it worked, 2 for an error that we can explain, 130 after Ctrl-C, 141 where nobody reads on (``| head``).
+    """
+    try:
+        try:
+            return _run(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # else it is tried at the very end, where nobody can catch it
+    except BrokenPipeError:
+        with contextlib.suppress(OSError, ValueError):  # what still waits to be written has to go somewhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _CLOSED_PIPE
+
+
+def _run(arguments: Sequence[str]) -> int:
+    args = parser().parse_args(_joined(arguments))
     keep_memory()
     try:
-        load_methods(args)
-        args.run(args)
+        with running(arguments):
+            load_methods(args)
+            args.run(args)
     except ProtomaskError as error:
         _say(str(error))
         return 2

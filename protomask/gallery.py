@@ -1,7 +1,8 @@
 """Pictures of what was located: the step from records to :mod:`protomask.visualise`.
 
 A *panel* is one (image, prototype) pair under several methods; *looks like* sets an image's regions beside the training
-images that the prototypes were taken from; a *bank* is a class's prototypes with their nearest patches.
+images that the prototypes were taken from; a *bank* is a class's prototypes with their nearest patches. All are drawn
+at the aspect of the original image, whatever the shape of the model's input.
 """
 
 from __future__ import annotations
@@ -31,22 +32,59 @@ from protomask.visualise.figures import (
     method_panel,
     prototype_bank,
 )
+from protomask.visualise.view import stretched
 
 CAPTIONS = {"pointing-game": "hit", "iou-best": "IoU", "energy": "energy", "insertion-30": "ins", "deletion-30": "del"}
+MOST_STRETCHED = 4
 
 
-def view_of(sample: Sample, found: Localisation, row: int, *, map_: bool = True, caption: str = "") -> View:
-    """One located pair on its image: map, region, box and peak; the bare image where nothing was located."""
+def view_of(
+    sample: Sample,
+    found: Localisation,
+    row: int,
+    *,
+    map_: bool = True,
+    caption: str = "",
+    region: str = "percentile",
+) -> View:
+    """One located pair on its image: map, region, box and peak; the bare image where nothing was located.
+
+    Args:
+        sample: the image.
+        found: N pairs, one of them on this image.
+        row: which pair.
+        map_: whether the map is laid over the image.
+        caption: for below the picture; without one, why nothing was located.
+        region: what a region is cut by, one of :data:`protomask.region.REGIONS`, as the boxes of ``found`` were.
+    """
     if not bool(found.located[row]):
         return View(sample.image, caption=caption or found.reasons[row])
     return View(
         sample.image,
         map=found.maps[row].numpy() if map_ else None,
-        region=regions_of(found.maps[row : row + 1])[0].numpy(),
+        region=_region(found, row, region),
         box=found.boxes[row].numpy(),
         peak=found.peaks[row].numpy(),
         caption=caption,
     )
+
+
+def shown_size(sample: Sample) -> tuple[int, int]:
+    """(height, width) in pixels at which a sample has its original's aspect again, which resizing took from it.
+
+    Never smaller than the sample, and no side more than :data:`MOST_STRETCHED` times as long as it was.
+    """
+    height, width = sample.image.shape[:2]
+    x0, y0, x1, y1 = sample.geometry.crop
+    stretch = abs((x1 - x0) / (y1 - y0)) * height / width  # of the width
+    if stretch >= 1:
+        return height, round(width * min(stretch, MOST_STRETCHED))
+    return round(height * min(1 / stretch, MOST_STRETCHED)), width
+
+
+def _region(found: Localisation, row: int, kind: str) -> np.ndarray:
+    """[H, W] bool; only a mask's sum is an area, other maps are cut by the percentile, as in files and boxes."""
+    return regions_of(found.maps[row : row + 1], kind if found.masks else "percentile")[0].numpy()
 
 
 def panel(
@@ -57,6 +95,7 @@ def panel(
     *,
     annotation: np.ndarray | None = None,
     scores: Mapping[str, Mapping[str, float | None]] | None = None,
+    region: str = "percentile",
 ) -> Figure:
     """One (image, prototype) pair under several methods.
 
@@ -67,6 +106,7 @@ def panel(
         row: which pair.
         annotation: [H, W] bool, outlined on every picture.
         scores: method -> short name -> value, for the captions.
+        region: what a region is cut by, as in :func:`view_of`.
     """
     first = next(iter(found.values()))
     prototype = int(first.targets.prototypes[row])
@@ -78,12 +118,13 @@ def panel(
         maps,
         {m: f.boxes[row].numpy() for m, f in shown.items()},
         title=f"{loaded.model.describe(prototype)}, activation {activation:.2f}",
-        regions={m: regions_of(f.maps[row : row + 1])[0].numpy() for m, f in shown.items()},
+        regions={m: _region(f, row, region) for m, f in shown.items()},
         peaks={m: f.peaks[row].numpy() for m, f in shown.items()},
         annotation=annotation,
         scores=scores,
         notes={m: f.reasons[row] for m, f in found.items() if f.reasons[row]},
         columns=4,
+        size=shown_size(sample),
     )
 
 
@@ -106,11 +147,27 @@ def annotation_of(truth: Truth, row: int) -> np.ndarray | None:
     return truth.regions[row].numpy()
 
 
-def likeness(loaded: Loaded, sample: Sample, found: Localisation, rows: Sequence[int]) -> Figure | None:
+def likeness(
+    loaded: Loaded,
+    sample: Sample,
+    found: Localisation,
+    rows: Sequence[int],
+    *,
+    region: str = "percentile",
+    count: int | None = None,
+) -> Figure | None:
     """This looks like that, for one image: its located prototypes beside the training images they were taken from.
 
     The weights are those for the class that the model predicts (the sample's own where the model gives no logits). None
     where the model holds no source images or no class weights.
+
+    Args:
+        loaded: the model.
+        sample: the image.
+        found: N pairs.
+        rows: which of them, all on this image, in the order shown.
+        region: what a region is cut by, as in :func:`view_of`.
+        count: how many prototypes they were chosen from, said below them; None where they are all.
     """
     weights = loaded.model.class_weights()
     sources = [loaded.source(int(found.targets.prototypes[row])) for row in rows]
@@ -127,7 +184,7 @@ def likeness(loaded: Loaded, sample: Sample, found: Localisation, rows: Sequence
         lines.append(
             Likeness(
                 loaded.model.describe(prototype),
-                view_of(sample, found, row, map_=False),
+                stretched(view_of(sample, found, row, map_=False, region=region), shown_size(sample)),
                 View(source[0], box=source[1]),
                 float(found.activations_before[row]),
                 float(weights[prototype, label]),
@@ -135,7 +192,8 @@ def likeness(loaded: Loaded, sample: Sample, found: Localisation, rows: Sequence
         )
     name = loaded.class_names[label] if loaded.class_names else f"class {label}"
     score = None if logits is None else float(logits[0, label])
-    return looks_like(lines, class_name=name, title=f"Why {name}?", method=found.method, score=score)
+    said = {"class_name": name, "title": f"Why {name}?", "method": found.method}
+    return looks_like(lines, **said, score=score, count=count)
 
 
 def bank(
@@ -174,7 +232,8 @@ def bank(
         targets = [(i, prototype) for i in range(len(samples))]
         found = locate(loaded.model, tensors(loaded.model, samples), targets, method, batch=batch)
         near = tuple(
-            Patch(view_of(s, found, i, map_=False), float(found.activations_before[i])) for i, s in enumerate(samples)
+            Patch(stretched(view_of(s, found, i, map_=False), shown_size(s)), float(found.activations_before[i]))
+            for i, s in enumerate(samples)
         )
         source = sources[prototype]
         if source is not None:

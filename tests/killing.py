@@ -16,7 +16,6 @@ import random
 import resource
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -43,7 +42,6 @@ def start(arguments: list[str], *, largest: int | None = None, errors: Path | No
         if errors is not None:
             os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
         torch.set_num_threads(1)
-        sys.argv[1:] = arguments  # reports show it
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1)
         try:

@@ -1,28 +1,39 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from pycocotools.coco import COCO
 
+from protomask import gallery
 from protomask.cli import _joined, main, parser
-from protomask.commands.common import dataset_for, score_table, size_option, spell_duration
+from protomask.commands import common, evaluate, locate, located
+from protomask.commands.common import dataset_for, score_table, size_option, spell_duration, write_table
 from protomask.commands.evaluate import default_methods
 from protomask.commands.locate import _paths, open_job, parse_settings
+from protomask.data import Geometry, Sample
 from protomask.errors import CheckpointError, InputError
-from protomask.loading import load_model
+from protomask.jobs import cutting
+from protomask.loading import Loaded, load_model
 from protomask.localisers import LOCALISERS
 from protomask.metrics import DEFAULT_METRICS, METRICS, Summary
-from protomask.store import read_scores
+from protomask.records import Localisation
+from protomask.region import own_area_region
+from protomask.store import read_run, read_scores
+from protomask.visualise.sheet import sheet
 from protopnet_ext import FAMILY
 from tests.toys import BlockScenes
 
@@ -66,6 +77,143 @@ def test_locate_writes_regions_numbers_and_pictures(
     panels = sorted((out / "panels").iterdir())
     assert len(panels) == 3
     assert cv2.imread(str(panels[0])).std() > 5
+
+
+def test_pictures_outline_the_regions_that_the_files_hold(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, drawn = tmp_path / "out", []
+    real = gallery.method_panel
+
+    def panel(*args: object, **options: object) -> object:
+        drawn.append(options)
+        return real(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(gallery, "method_panel", panel)
+    options = ["--region", "own-area", "--set", "gradient_power=0", "--beside", "centre", "--targets", "all", "--quiet"]
+    assert main(["locate", MODEL, str(folder / "0.png"), *options, "--set", "fill=black", "--out", str(out)]) == 0
+    found = next(iter(read_run(out))).found
+    assert found is not None
+    assert found.masks
+    for row, figure in enumerate(drawn):
+        own = own_area_region(found.maps[row : row + 1])[0].numpy()
+        assert np.array_equal(figure["regions"]["mdm"], own)
+        assert figure["regions"]["centre"].sum() == round(0.05 * 32 * 32)  # no mask, so its sum is no area
+        view = gallery.view_of(BlockScenes()[0], found, row, region="own-area")
+        assert np.array_equal(view.region, own)
+    assert len(drawn) == 3
+
+
+def test_the_explanation_of_an_image_with_many_targets_shows_the_strongest_of_all(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, drawn = tmp_path / "out", []
+
+    def likeness(loaded: Loaded, sample: Sample, found: Localisation, rows: range, **options: object) -> Figure:
+        drawn.append((sample.image_id, found.targets.prototypes[list(rows)].tolist(), options["count"]))
+        return sheet(1, 1)
+
+    monkeypatch.setattr(gallery, "likeness", likeness)
+    monkeypatch.setattr(located, "ROWS", 2)
+    monkeypatch.setattr(cutting, "PAIRS_PER_CHUNK", 1)
+    arguments = [
+        "locate",
+        MODEL,
+        *(str(folder / f"{k}.png") for k in range(2)),
+        "--method",
+        "centre",
+        "--beside",
+        "none",
+    ]
+    assert main([*arguments, "--targets", "all", "--quiet", "--out", str(out)]) == 0
+    with (out / "regions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 3
+    for name, shown, count in drawn:
+        ranked = sorted((r for r in rows if r["image"] == name), key=lambda r: -float(r["activation"]))
+        assert (shown, count) == ([int(r["prototype"]) for r in ranked[:2]], 3)
+    assert [name for name, *_ in drawn] == ["0.png", "1.png"]
+    assert [len(list((out / kind).iterdir())) for kind in ("panels", "looks-like")] == [6, 2]
+    assert capsys.readouterr().out.rstrip().endswith(f"{out / 'regions.csv'}, {out / 'panels'}, {out / 'looks-like'}")
+
+
+@pytest.mark.parametrize(
+    ("crop", "shown"),
+    [
+        ((0, 0, 400, 300), (32, 43)),
+        ((0, 0, 300, 400), (43, 32)),
+        ((350, 0, 50, 300), (32, 32)),  # mirrored
+        ((0, 0, 9000, 3), (32, 128)),
+    ],
+)
+def test_pictures_have_the_aspect_of_the_original(crop: tuple[float, ...], shown: tuple[int, int]) -> None:
+    geometry = Geometry((400, 9000), crop, (32, 32))  # type: ignore[arg-type]
+    assert gallery.shown_size(Sample("a", np.zeros((32, 32, 3), np.uint8), 0, geometry)) == shown
+
+
+def test_a_model_without_maps_is_located_by_the_defaults(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["locate", MODEL, str(folder / "0.png"), "--targets", "all", "--set", "steps=2", "--panels", "0"]
+    for options, methods, said in (([], {"mdm"}, 1), (["--beside", "upsampling"], {"mdm", "upsampling"}, 0)):
+        out = tmp_path / str(said)
+        assert main([*arguments, *options, "--quiet", "--out", str(out)]) == 0
+        told = capsys.readouterr().out
+        assert told.count("upsampling is not shown beside: model: expected similarity_maps or occurrence_maps") == said
+        assert "1 images located: " in told  # whatever the other method did
+        assert {shard.method for shard in read_run(out).plan.shards} == methods
+        assert {row["method"] for row in csv.DictReader((out / "regions.csv").read_text().splitlines())} == {"mdm"}
+
+
+def test_the_cost_counts_every_pass_of_both_methods(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(common, "seconds_per_pass", lambda *_, gradient, **__: 10.0 if gradient else 1.0)
+    options = [
+        "locate",
+        MODEL,
+        str(folder / "0.png"),
+        str(folder / "1.png"),
+        "--targets",
+        "all",
+        "--out",
+        str(tmp_path),
+    ]
+    for method, beside, passes, looked in (
+        ("rise", "none", 0, round(LOCALISERS["rise"].make().image_passes) + 1),  # type: ignore[attr-defined]
+        ("centre", "mdm-fast", round(LOCALISERS["mdm-fast"].make().passes), 2),
+    ):
+        args = parser().parse_args([*options, "--method", method, "--beside", beside, "--batch", "4"])
+        args.device = "cpu"
+        locate._say_cost(args, locate.open_job(args, 1), 0.5)
+        told = capsys.readouterr().out
+        assert (
+            f"{passes} forward + gradient passes per pair and {looked} forward passes per image with {method}" in told
+        )
+        assert f"about {spell_duration(0.5 * (2 * 3 * passes * 10 + 2 * looked))} on cpu; 50% is stored." in told
+
+
+def test_pictures_of_an_earlier_run_do_not_stay(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["locate", MODEL, str(folder), "--beside", "none", "--method", "centre", "--quiet", "--out", str(out)]
+    assert main([*arguments, "--targets", "all"]) == 0
+    (out / "panels" / "mine.png").write_bytes(b"not ours")
+    for options, left in (
+        (["--targets", "top:1"], 3),
+        (["--targets", "all", "--panels", "1"], 3),
+        (["--targets", "all"], 9),
+    ):
+        assert main([*arguments, *options]) == 0
+        assert len(list((out / "panels").iterdir())) == left + 1
+    capsys.readouterr()
+    assert main([*arguments, "--panels", "0"]) == 0
+    assert capsys.readouterr().out.rstrip().endswith(str(out / "regions.csv"))
+    assert [path.name for path in (out / "panels").iterdir()] == ["mine.png"]
+    with pytest.raises(SystemExit):
+        main([*arguments, "--panels", "-1"])
+    assert "expected an integer of at least 0, got '-1'" in capsys.readouterr().err
 
 
 def test_nothing_readable_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,12 +272,39 @@ def test_evaluate_writes_everything(
     assert about["methods"]["mdm"]["settings"]["steps"] > 0
     assert about["methods"]["mdm"]["passes"] > about["methods"]["centre"]["passes"] == 0
     assert [m for m, k in about["methods"].items() if k["control"]] == ["centre", "annotation"]
+    command = shlex.join(["protomask", *arguments, "--methods", "mdm,centre,annotation"])
+    assert about["command"] == command  # not what the process was called with
     for name in ("pairs.parquet", "scores.tex", "examples/index.json"):
         assert (out / name).stat().st_size > 100
     page = (out / "report.html").read_text()
+    assert command in html.unescape(page)
     assert len(re.findall("data:image/(?:png|webp);base64,", page)) == 2 + 4 * (3 + 3 + 6)  # panels; best, worst, all
     assert "http://" not in page
     assert "https://" not in page
+
+
+def test_a_users_control_is_no_competitor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LOCALISERS, "cheat", replace(LOCALISERS["annotation"], name="cheat"))
+    monkeypatch.setattr(evaluate, "dataset_for", lambda args, loaded: BlockScenes())
+    arguments = [
+        "evaluate",
+        MODEL,
+        "--data",
+        "planted",
+        "--pairs",
+        "4",
+        "--panels",
+        "0",
+        "--quiet",
+        "--metrics",
+        "energy",
+    ]
+    assert main([*arguments, "--methods", "single-mask, cheat", "--out", str(tmp_path)]) == 0
+    lines = (tmp_path / "scores.tex").read_text().splitlines()
+    assert [line.split(" ")[0] for line in lines if r"\textbf" in line] == ["single-mask"]
+    assert any(line.startswith("cheat & 1.000") for line in lines)
+    assert {a["method"] for a in COCO(str(tmp_path / "regions.json")).dataset["annotations"]} == {"single-mask"}
+    assert json.loads((tmp_path / "run.json").read_text())["methods"]["cheat"]["control"] is True
 
 
 @pytest.mark.parametrize("width", [60, 100, 2000])
@@ -174,6 +349,7 @@ def test_a_folder_of_other_classes_is_refused(folder: Path, tmp_path: Path, caps
         (["evaluate", MODEL, "--data", "cub"], "root: expected the folder"),
         (["evaluate", MODEL, "--data", "planted", "--methods", "mdm,lime"], "method: expected one of"),
         (["evaluate", MODEL, "--data", "planted", "--methods", "mdm,mdm"], "--methods: expected each method once"),
+        (["evaluate", MODEL, "--data", "planted", "--methods", "mdm, mdm"], "--methods: expected each method once"),
     ],
 )
 def test_errors_are_said_in_one_line(
@@ -261,6 +437,12 @@ def test_names_of_files_cannot_command_a_terminal(tmp_path: Path, capsys: pytest
         assert r"a\x1b[31m\udc80.png" in text
 
 
+def test_the_table_is_text_whatever_files_are_called(tmp_path: Path) -> None:
+    write_table(tmp_path / "regions.csv", ("image", "x0"), [("caf\udce9\r.png", 1.5), ("b,c.png", "")])
+    text = (tmp_path / "regions.csv").read_bytes().decode("utf-8")
+    assert text == 'image,x0\ncaf\\udce9\\r.png,1.5\n"b,c.png",\n'
+
+
 def test_image_ids_tell_all_images_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for path in ("d/x.png", "photos/x.png", "photos/d/x.png", "photos/y.png"):
@@ -269,7 +451,12 @@ def test_image_ids_tell_all_images_apart(tmp_path: Path, monkeypatch: pytest.Mon
     assert [name for name, _ in _paths(["photos"])] == ["d/x.png", "x.png", "y.png"]
     names = [name for name, _ in _paths(["photos", "d"])]
     assert sorted(names) == ["d/x.png", "photos/d/x.png", "photos/x.png", "photos/y.png"]
-    assert {name for name, _ in _paths(["photos/y.png", "photos/y.png"])} == {"photos/y.png"}
+    assert _paths(["photos/y.png", "./photos/y.png", "photos"]) == [
+        ("y.png", Path("photos/y.png")),
+        ("d/x.png", Path("photos/d/x.png")),
+        ("x.png", Path("photos/x.png")),
+    ]
+    assert [name for name, _ in _paths(["photos/d", "photos"])] == ["photos/d/x.png", "photos/x.png", "y.png"]
 
 
 @pytest.fixture
@@ -330,6 +517,17 @@ def test_the_console_script_runs() -> None:
         [Path(sys.executable).parent / "protomask", "--version"], capture_output=True, text=True, check=True
     )
     assert run.stdout.startswith("protomask ")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes of POSIX")
+@pytest.mark.parametrize("command", ["methods", "metrics"])
+def test_a_reader_that_stops_reading_is_no_error(command: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = "import sys; from protomask.cli import main; sys.exit(main())"
+    run = subprocess.run([sys.executable, "-c", code, command], stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (run.returncode, run.stderr) == (141, b"")
 
 
 def test_small_readers() -> None:

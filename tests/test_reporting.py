@@ -7,18 +7,24 @@ import json
 import re
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 from pycocotools.coco import COCO
-from scipy.stats import rankdata
+from scipy.stats import binom, rankdata
 
 from protomask import opening
 from protomask.cli import main
+from protomask.commands.common import DIRECTIONS
 from protomask.errors import DataError, InputError
+from protomask.localisers import LOCALISERS
 from protomask.metrics import METRICS, Summary
 from protomask.pairs import Pair
+from protomask.reporting.checking import LEVEL, chance_of_hits
 from protomask.reporting.comparing import holding, mean_ranks
-from protomask.reporting.examples import EXAMPLES, read_chunk, small_size
+from protomask.reporting.examples import EXAMPLES, read_chunk, small_size, write_chunk, write_thumbnail
 from protomask.reporting.kept import Kept
 from protomask.reporting.latex import escaped, latex
 from protomask.reporting.page import Choice, page, settled
@@ -249,8 +255,39 @@ def test_latex_is_booktabs_with_the_best_bold() -> None:
 def test_wide_latex_tables_are_split() -> None:
     names = [f"m{k}" for k in range(12)]
     text = latex({"mdm": {m: _summary(0.5) for m in names}}, {"t": names}, {}, [])
-    assert text.count(r"\begin{tabular}") == 3
+    assert text.count(r"\begin{tabular}") == 4
     assert text.count(r"\textbf") == 0
+
+
+def _points(text: str, size: float) -> float:
+    """The width of a text in LaTeX's own typeface."""
+    font = FontProperties(family="cmr10", size=size)
+    return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0])
+
+
+def _cell_points(cell: str) -> float:
+    if r"\shortstack" in cell:
+        return max(map(_cell_points, cell.removeprefix(r"\shortstack{").removesuffix("}").split(r"\\")))
+    mean, _, interval = cell.partition(r" {\scriptsize ")
+    plain = re.sub(r"\$\\(up|down)arrow\$", "XX", re.sub(r"\\textbf\{([^}]*)\}", r"\1", mean)).replace("\\", "")
+    return _points(plain, 10) + (_points(interval.removesuffix("}"), 7) + 3.4 if interval else 0)
+
+
+def test_latex_tables_fit_between_the_margins() -> None:
+    scores = {method: {metric: Summary(0.967, 0.948, 0.983, 9) for metric in METRICS} for method in LOCALISERS}
+    tables = latex(scores, {"t": tuple(METRICS)}, DIRECTIONS, []).split(r"\begin{table}")[1:]
+    for table in tables:
+        rows = [line.removesuffix(r" \\").split(" & ") for line in table.splitlines() if " & " in line]
+        columns = [max(map(_cell_points, column)) for column in zip(*rows, strict=True)]
+        assert sum(columns) + 2 * 4 * (len(columns) - 1) <= 345, rows[0]
+    assert {name for table in tables for name in re.findall(r"local-\\\\perturbation-\\\\[a-z]+", table)} == {
+        rf"local-\\perturbation-\\{kind}" for kind in ("blur", "recolour", "noise")
+    }
+
+
+def test_latex_has_true_minus_signs_and_none_before_nought() -> None:
+    text = latex({"mdm": {"a": Summary(-0.0931, -0.2, -0.0001, 9)}}, {"t": ["a"]}, {"a": 1}, [])
+    assert r"mdm & \textbf{$-$0.093} {\scriptsize [$-$0.200, 0.000]} \\" in text.splitlines()
 
 
 def test_latex_special_characters_are_escaped() -> None:
@@ -277,6 +314,21 @@ def test_examples_come_back_small(tmp_path: Path) -> None:
         assert example.annotation.mean() == pytest.approx(1 / 16, abs=0.005)
         original = sample(row, 200).image
         assert float(np.abs(example.image.mean((0, 1)) - original.mean((0, 1))).max()) < 3  # JPEG, channels in order
+
+
+def test_thin_annotations_stay_in_thumbnails(tmp_path: Path) -> None:
+    annotations = np.zeros((3, 448, 448), bool)
+    annotations[0, 200, 100:300] = annotations[1, 300, 301] = True
+    annotations[2, 100:300] = True
+    write_thumbnail(tmp_path / "000000.jpg", np.zeros((448, 448, 3), np.uint8))
+    write_chunk(tmp_path / "00000.npz", {"mdm": localisation("mdm", 3, 448, 0)}, annotations, [0, 0, 0])
+    line, dot, half = (example.annotation for example in read_chunk(tmp_path / "00000.npz"))
+    assert line is not None
+    assert dot is not None
+    assert half is not None
+    assert [np.argwhere(line).min(0).tolist(), np.argwhere(line).max(0).tolist()] == [[50, 25], [50, 74]]
+    assert np.argwhere(dot).tolist() == [[75, 75]]
+    assert np.flatnonzero(half.all(1)).tolist() == list(range(25, 75))
 
 
 def test_kept_writes_as_it_sees_and_forgets_what_was_there(tmp_path: Path) -> None:
@@ -489,6 +541,36 @@ def test_sanity_checks_tick_what_is_as_expected(folder: Path) -> None:
     assert good["random, pointing-game"][1] is False
 
 
+@pytest.mark.parametrize(("count", "together"), [(20, 1), (60, 1), (200, 1), (60, 3)])
+def test_blind_hits_raise_few_false_alarms(count: int, together: int) -> None:
+    rng, alarms, rounds = np.random.default_rng(0), 0, 2000
+    groups = [str(k // together) for k in range(count)]
+    for _ in range(rounds):
+        areas = rng.uniform(0.015, 0.035, count)
+        draws = rng.random(count).reshape(-1, together)
+        draws[:] = draws[:, :1]  # pairs of an image hit together
+        alarms += chance_of_hits(int((draws.ravel() < areas).sum()), areas, groups) < LEVEL
+    assert alarms / rounds < LEVEL + 2 * (LEVEL * (1 - LEVEL) / rounds) ** 0.5
+
+
+def test_the_test_of_hits_is_the_binomial_where_areas_are_equal() -> None:
+    areas, apart = np.full(40, 0.1), [str(k) for k in range(40)]
+    for hits in (0, 1, 4, 9, 40):
+        tails = binom.cdf(hits, 40, 0.1), binom.sf(hits - 1, 40, 0.1)
+        assert chance_of_hits(hits, areas, apart) == pytest.approx(min(1, 2 * min(tails)))
+    assert chance_of_hits(40, areas, ["one image"] * 40) == pytest.approx(0.2)  # it hit once, for all of them
+    assert chance_of_hits(9, areas, apart) < LEVEL < chance_of_hits(9, areas, [str(k // 4) for k in range(40)])
+
+
+def test_no_hit_on_few_small_annotations_is_no_alarm(folder: Path) -> None:
+    results = read_results(folder)
+    for hits, fine in ((0, True), (2, True), (9, False)):  # of 20 annotations of a 16th each
+        column = np.r_[np.ones(hits), np.zeros(20 - hits)]
+        values = {**results.values, "random": {**results.values["random"], "pointing-game": column}}
+        found = _checks(Results(folder, results.about, results.pairs, values))
+        assert found["random, pointing-game"][1] is fine
+
+
 def test_cases_and_tables_show_a_metric_that_both_methods_have(tmp_path: Path) -> None:
     names = ("iou-own-area", "relevance", "dice")
     made = make_results(tmp_path, 6, ("mdm", "upsampling", "random"), size=24, metrics=names)
@@ -613,6 +695,43 @@ def test_pictures_outside_the_folder_are_not_embedded(tmp_path: Path, capsys: py
     (tmp_path / "in" / "run.json").write_text(json.dumps(record))
     assert main(["report", str(tmp_path / "in")]) == 2
     assert "pictures of run.json: expected files in the folder" in capsys.readouterr().err
+
+
+def test_a_damaged_picture_is_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_results(tmp_path, 3, ("mdm", "upsampling"), size=24)
+    kept = [
+        {"file": f"pictures/{n}.png", "heading": n, "alt": "a", "caption": ""} for n in ("good", "cut", "big", "no")
+    ]
+    rng = np.random.default_rng(0)
+    small, large = (
+        cv2.imencode(".png", rng.integers(0, 255, (n, n, 3)).astype(np.uint8))[1].tobytes() for n in (9, 300)
+    )
+    (tmp_path / "pictures").mkdir()
+    for name, data in (("good", small), ("cut", small[:99]), ("big", large[:200_000]), ("no", b"no picture")):
+        (tmp_path / "pictures" / f"{name}.png").write_bytes(data)
+    _edit(tmp_path, "pictures", [*kept, {**kept[0], "file": "pictures/deleted.png"}])
+    assert main(["report", str(tmp_path)]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(".png: ")[0] for line in said] == [
+        f"left out: {tmp_path / 'pictures' / name}" for name in ("cut", "big", "no")
+    ]
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert html.count("data:image/png;base64,") == 1
+    assert "Per class" in html
+
+
+@pytest.mark.parametrize("method", ["mdm", "upsampling", "random"])
+def test_a_method_may_lack_a_metric(tmp_path: Path, method: str) -> None:
+    names = ("energy", "iou-best", "deletion", "deletion@blur", "pixel-auc", "pointing-game")
+    methods = ("mdm", "upsampling", "single-mask", "random", "annotation")
+    make_results(tmp_path, 6, methods, size=24, metrics=names)
+    read = read_results(tmp_path)
+    for missing in names:
+        left = {m: {k: v for k, v in c.items() if (m, k) != (method, missing)} for m, c in read.values.items()}
+        write_csv(tmp_path / "pairs.csv", read.pairs, left)
+        assert main(["report", str(tmp_path)]) == 0
+    write_csv(tmp_path / "pairs.csv", read.pairs, {**read.values, method: {}, "late": {"energy": np.ones(6)}})
+    assert main(["report", str(tmp_path)]) == 0
 
 
 def test_every_metric_has_a_family_that_the_page_can_name() -> None:

@@ -36,8 +36,8 @@ from protomask.visualise.figures import (
     wrong_versus_right,
 )
 from protomask.visualise.palette import METHOD_COLOURS, method_colour, rgb
-from protomask.visualise.sheet import text_width, wrap
-from protomask.visualise.view import picture, spotlit
+from protomask.visualise.sheet import text_width, wrap, wrap_name
+from protomask.visualise.view import picture, spotlit, stretched
 from protomask.visualise.wording import number, short
 
 RED = (213, 94, 0)
@@ -293,6 +293,23 @@ def test_text_is_wrapped_between_words_and_cut_to_its_width() -> None:
 # Views and figures
 
 
+@pytest.mark.parametrize("lines", [1, 2])
+def test_what_tells_prototypes_of_a_class_apart_is_never_cut_off(lines: int) -> None:
+    kinds = ("American Three toed Woodpecker", "001.Black_footed_Albatross_of_the_South", "long " * 40, "Cardinal")
+    for kind in kinds:
+        shown = wrap_name(f"{kind} / 1893", 2.0, 9.5, "bold", lines)
+        assert len(shown) <= lines
+        assert " ".join(shown).endswith("/ 1893")
+        assert all(text_width(line, 9.5, "bold") <= 2.0 for line in shown)
+    assert wrap_name("Cardinal / 3", 2.0, 9.5, "bold", lines) == ["Cardinal / 3"]
+    name = "American Three toed Woodpecker / 1893"
+    row = Likeness(name, _view(), _view(), 1.0, 1.0)
+    texts = [" ".join(text.split()) for text in _texts(looks_like([row], class_name="c"))]
+    assert name in texts
+    panel = method_panel(_image(), {"mdm": np.zeros((64, 64))}, {}, title=f"{name}, activation 3.21")
+    assert f"{name}, activation 3.21" in [" ".join(text.split()) for text in _texts(panel)]
+
+
 def test_picture_draws_each_part_in_its_own_colour() -> None:
     drawn = picture(_view(peak=(30, 26), points=np.array([[5.0, 5.0], [math.nan, math.nan]])), "#D55E00", "plain", 256)
     assert drawn.shape == (256, 256, 3)
@@ -309,6 +326,30 @@ def test_spotlit_drops_the_map_and_lights_the_box_where_there_is_no_region() -> 
     assert np.array_equal(lit[160:280, 160:280], image[160:280, 160:280])
     assert (lit[:80] <= image[:80]).mean() > 0.95
     assert lit[:80].mean() < 0.7 * image[:80].mean()
+
+
+def test_a_stretched_view_keeps_everything_in_its_place() -> None:
+    region = _disc(48, 48, 20, 30, 6)
+    parts = {"map": region.astype(np.float32), "region": region, "annotation": region}
+    view = View(
+        _image(48, 48), **parts, box=(14, 24, 27, 37), peak=(20, 30), points=np.array([[20.0, 30.0]]), caption="c"
+    )
+    wide = stretched(view, (48, 96))
+    assert wide.image.shape == (48, 96, 3)
+    assert wide.caption == "c"
+    assert np.asarray(wide.box).tolist() == [28, 24, 54, 37]
+    assert np.asarray(wide.peak).tolist() == [40.5, 30]
+    assert np.asarray(wide.points).tolist() == [[40.5, 30]]
+    for mask in (wide.region, wide.annotation, wide.map):
+        assert mask is not None
+        rows, columns = np.nonzero(mask)
+        assert (columns.mean(), rows.mean()) == pytest.approx((40.5, 30))
+        assert np.asarray(mask, dtype=float).sum() == pytest.approx(2 * region.sum(), rel=0.05)
+    assert stretched(view, (48, 48)) is view
+    with pytest.raises(InputError, match="size: expected at least the image's, 48 x 48, got 48 x 40"):
+        stretched(view, (48, 40))
+    panel = method_panel(view.image, {"mdm": parts["map"]}, {}, annotation=region, size=(48, 96))
+    assert all(axes.images[0].get_array().shape == (480, 960, 3) for axes in panel.axes)  # type: ignore[union-attr]
 
 
 def test_views_refuse_parts_of_another_size() -> None:
@@ -356,6 +397,8 @@ def test_looks_like_multiplies_and_adds_up() -> None:
     assert [bar.patches[0].get_width() for bar in bars] == [3.0, -2.0]  # type: ignore[attr-defined]
     assert bars[0].get_xlim() == bars[1].get_xlim()
     assert "from all others" not in _texts(looks_like(rows, class_name="red crown"))
+    assert "from the 2 shown of 1200" in _texts(looks_like(rows, class_name="red crown", count=1200))
+    assert "from the 2 shown" in _texts(looks_like(rows, class_name="red crown", count=2))
     assert _size(png_bytes(figure, dpi=40))[0] == int(figure.get_figwidth() * 40)
 
 

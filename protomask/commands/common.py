@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import csv
 import re
+import shlex
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,13 +26,34 @@ from protomask.memory import choose_batch
 from protomask.metrics import METRICS, Summary
 from protomask.model import untouched
 from protomask.pickles import printable
+from protomask.visualise.wording import printable as spelt_out
 
 MODEL_HELP = (
     "a checkpoint folder, a foreign checkpoint file (see `protomask inspect`), package.module:factory, or "
     "demo:protopnet, the shipped reference model"
 )
+_ARGUMENTS: ContextVar[tuple[str, ...]] = ContextVar("arguments", default=())
 DIRECTIONS = {name: 1 if metric.higher_is_better else -1 for name, metric in METRICS.items()}
 _ARROWS = {1: "\N{UPWARDS ARROW}", -1: "\N{DOWNWARDS ARROW}"}
+
+
+@contextmanager
+def running(arguments: Sequence[str]) -> Iterator[None]:
+    """Makes these the arguments that :func:`command_line` tells, until the block ends."""
+    before = _ARGUMENTS.set(tuple(arguments))
+    try:
+        yield
+    finally:
+        _ARGUMENTS.reset(before)
+
+
+def command_line() -> str:
+    """The command that is running, as a shell takes it; empty where no command is.
+
+    Those are not always the arguments of the process: a notebook calls ``main`` with its own.
+    """
+    arguments = _ARGUMENTS.get()
+    return shlex.join(["protomask", *arguments]) if arguments else ""
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -202,6 +226,11 @@ def positive(text: str) -> int:
     return _integer(text, 1)
 
 
+def count_option(text: str) -> int:
+    """An integer of at least 0, for argparse."""
+    return _integer(text, 0)
+
+
 def seed_option(text: str) -> int:
     """An integer of at least 0, for argparse; generators take no others."""
     return _integer(text, 0)
@@ -307,6 +336,13 @@ def seconds_per_pass(loaded: Loaded, batch: int, *, gradient: bool) -> float:
     return (time.perf_counter() - start) / batch
 
 
+def seconds_of(loaded: Loaded, batch: int, backward: float, forward: float) -> float:
+    """What so many passes cost, with the input gradient and without, by a look at one of each that is needed."""
+    counts = {True: backward, False: forward}
+    at_once = min(batch, 8)
+    return sum(n * seconds_per_pass(loaded, at_once, gradient=kind) for kind, n in counts.items() if n)
+
+
 def _one_pass(activations: Tensor, images: Tensor, gradient: bool) -> None:
     if gradient:
         torch.autograd.grad(activations.sum(), images)
@@ -352,13 +388,13 @@ def _columns(summaries: Mapping[str, Mapping[str, Summary]], heads: Mapping[str,
 
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A CSV file, whole or not at all; rows are written as they come."""
+    """A CSV file, whole or not at all; rows are written as they come, bytes of names that are no text spelt out."""
 
     def write(beside: Path) -> None:
-        with beside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        with beside.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(header)
-            writer.writerows(rows)
+            writer.writerows([spelt_out(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
 
     write_with(path, write)
 

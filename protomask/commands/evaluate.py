@@ -16,11 +16,12 @@ from protomask.commands.common import (
     add_run_options,
     add_trust,
     choose_device,
+    count_option,
     dataset_for,
     load_methods,
     names_option,
     positive,
-    seconds_per_pass,
+    seconds_of,
     settle_batch,
     size_option,
     spell_duration,
@@ -69,7 +70,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     add_trust(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="where results go")
-    parser.add_argument("--methods", metavar="A,B,C", help=f"see `protomask methods` (default: {','.join(METHODS)})")
+    parser.add_argument(
+        "--methods",
+        type=names_option,
+        metavar="A,B,C",
+        help=f"see `protomask methods` (default: {','.join(METHODS)})",
+    )
     parser.add_argument(
         "--metrics", type=names_option, metavar="A,B,C", help="see `protomask metrics` (default: the protocol's)"
     )
@@ -103,7 +109,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="store_true",
         help="score only pairs with a clear causal part (always so where parts have masks)",
     )
-    parser.add_argument("--panels", type=int, default=12, metavar="N", help="pairs to draw (default: %(default)s)")
+    parser.add_argument(
+        "--panels", type=count_option, default=12, metavar="N", help="pairs to draw (default: %(default)s)"
+    )
     parser.add_argument("--size", type=size_option, metavar="HxW", help="input size, for a model that does not tell it")
     add_evaluation_data_options(parser)
     parser.add_argument(
@@ -121,7 +129,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(args: argparse.Namespace) -> None:
     """Evaluate, print the table, write the files."""
     out = prepare_output(args.out)
-    methods = default_methods(args.data) if args.methods is None else tuple(args.methods.split(","))
+    methods = default_methods(args.data) if args.methods is None else args.methods
     methods += load_methods(args)
     check_methods(methods)
     check_names(args.metrics)
@@ -316,10 +324,10 @@ def _say_cost(job: EvaluateJob, left: float) -> None:
     forward, more = (len(methods) * passes for passes in scoring_passes(set(job.task.per_pair) - scored))
     forward += sum(rounds[name] * image_passes_of(made) for name, made in localisers.items())
     beside = sum(shard.maps for shard in job.plan.shards if shard.study) / max(1, len(again))  # maps per method
-    each = [seconds_per_pass(job.loaded, min(job.task.batch, 8), gradient=g) for g in (True, False)]
-    seconds = left * pairs * ((backward + more) * each[0] + forward * each[1])
-    seconds += left * beside * sum(localisers[name].passes * each[0] for name in again)
-    seconds += left * beside * sum((1 + image_passes_of(localisers[name])) * each[1] for name in again)
+    studied = left * beside * sum(localisers[name].passes for name in again)
+    seen = left * beside * sum(1 + image_passes_of(localisers[name]) for name in again)
+    passes = (left * pairs * (backward + more) + studied, left * pairs * forward + seen)
+    seconds = seconds_of(job.loaded, job.task.batch, *passes)
     already = "" if left == 1 else f"; {1 - left:.0%} is stored"
     print(
         f"{pairs} pairs, {len(methods)} methods: {backward + more:.0f} forward + gradient and {forward:.0f} forward "

@@ -12,18 +12,16 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from protomask import gallery
-from protomask.commands.common import DIRECTIONS, score_table, versions
+from protomask.commands.common import DIRECTIONS, command_line, score_table, versions
 from protomask.data import Dataset
 from protomask.errors import ProtomaskError
-from protomask.evaluation import CONTROLS, Evaluation
+from protomask.evaluation import Evaluation
 from protomask.files import write_bytes, write_text
 from protomask.jobs.digests import digest_weights
 from protomask.jobs.studies import AGREEMENT as AGREED
@@ -34,7 +32,7 @@ from protomask.metrics import METRICS, Summary, flattering
 from protomask.model import device_of
 from protomask.pairs import Pair
 from protomask.reporting.beside import AGREEMENT, PROTOTYPES, Beside, write_beside
-from protomask.reporting.kept import Kept
+from protomask.reporting.kept import Kept, is_control
 from protomask.reporting.latex import latex
 from protomask.reporting.page import TITLES, Choice, describe_pairs, page
 from protomask.reporting.results import FORMAT_VERSION, SANITY, read_results
@@ -189,7 +187,7 @@ def run_record(
     """What ``run.json`` says."""
     return {
         "version": FORMAT_VERSION,
-        "command": shlex.join(["protomask", *sys.argv[1:]]),
+        "command": command_line(),
         "model": {
             "name": loaded.name,
             "digest": digest_weights(loaded.model),
@@ -258,10 +256,9 @@ def _scored(pair: Pair, loaded: Loaded, dataset: Dataset, kept: Kept) -> Scored:
 
 
 def _method(method: str, result: Evaluation, kept: Kept) -> dict[str, object]:
-    registered = LOCALISERS.get(method)
     settings = {name: _plain(value) for name, value in kept.settings.get(method, {}).items()}
     return {
-        "control": method in CONTROLS or (registered is not None and registered.control),
+        "control": is_control(method),
         "fill": result.fills.get(method, ""),
         **_passes(method, settings),
         "settings": settings,
@@ -295,7 +292,7 @@ def _latex(summaries: Mapping[str, Mapping[str, Summary]], result: Evaluation) -
             own = [name, UNRELATED] if name == AGREED else [name]  # neither means anything without the other
             tables.setdefault(TITLES.get(metric.family, metric.family.capitalize()), []).extend(own)
     ranking = {name: 0 if METRICS[name].family == SANITY else way for name, way in DIRECTIONS.items()}
-    controls = [m for m in summaries if m in CONTROLS]
+    controls = [m for m in summaries if is_control(m)]
     marked = {
         (method, metric)
         for method, fill in result.fills.items()

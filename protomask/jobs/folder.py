@@ -13,7 +13,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -115,13 +115,17 @@ class Folder:
                 Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
 
-    def drawn(self, key: str) -> bool:
-        """Whether the pictures of a shard lie in the folder."""
-        return (self._shards / _PICTURES / key).is_file()
+    def drawn(self, key: str) -> list[str] | None:
+        """The pictures that were drawn under a key, by their names in the folder; None unless all of them are there."""
+        marker = self._shards / _PICTURES / key
+        if not marker.is_file():
+            return None
+        names = marker.read_text(encoding="utf-8").splitlines()
+        return names if all((self.path / name).is_file() for name in names) else None
 
-    def set_drawn(self, key: str) -> None:
-        """Remember that they do."""
-        write_text(self._shards / _PICTURES / key, "")
+    def set_drawn(self, key: str, names: Sequence[str]) -> None:
+        """Remember that these were drawn under a key; no line ends in their names."""
+        write_text(self._shards / _PICTURES / key, "\n".join(names))
 
     def _refuse_other_plans(self, others: list[Worker]) -> None:
         for worker in others:
@@ -134,7 +138,7 @@ class Folder:
         stored = _stored_plan(self.path)
         if stored is None or plan_digest(stored) != self.me.plan or not (self.path / "panels").is_dir():
             for marker in (self._shards / _PICTURES).glob("*"):
-                _remove(marker)
+                remove(marker)
         # Shards do not depend on where the images lie, but who reads the plan looks for them there.
         if stored is None or _whole_digest(stored) != _whole_digest(self.plan):
             write_plan(self.path, self.plan)
@@ -227,7 +231,8 @@ def _held(path: Path) -> bool:
     return False
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, if it is there; ResourceError where it cannot be."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:

@@ -12,6 +12,7 @@ from protomask.visualise.blocks import Block, Cell, PlainTable
 from protomask.visualise.wording import number
 
 HEADING = "Sanity checks"
+LEVEL = 0.05  # of the test of hits
 _BY_AREA = ("energy", "pointing-game")  # what a map blind to the image scores: the annotation's share of the image
 # Metrics on which no map scores above the annotation's own: a box is judged by its corners, a part where the annotation
 # may be the object, an object where it may be the part.
@@ -33,7 +34,10 @@ def checks(results: Results, reference: str) -> list[Block]:
     return [*blocks, *_against_controls(results), *_fills(results, reference)]
 
 
-_CAPTION = "What must be so whatever the methods do. A tick: as expected; an exclamation mark: look closer."
+_CAPTION = (
+    "What must be so whatever the methods do. A tick: as expected; an exclamation mark: look closer. The hits of "
+    "random are judged by their number, at 5 %, not by their interval, which is none where there are few."
+)
 _Check = tuple[str, str, str, bool | None]
 
 
@@ -46,10 +50,11 @@ def _random(results: Results) -> list[_Check]:
         scores = results.values["random"].get(metric)
         if scores is None or not np.isfinite(scores + areas).any():
             continue
-        gap = paired_difference(scores, areas, results.groups, seed=results.seed)
         area = float(np.nanmean(np.where(np.isfinite(scores), areas, np.nan)))
         wanted = f"{number(area, 3)}, the annotation's share of the image"
-        found.append((f"random, {metric}", wanted, _spelt(results.summaries["random"][metric]), _around(gap, 0)))
+        found.append(
+            (f"random, {metric}", wanted, _spelt(results.summaries["random"][metric]), _by_chance(results, scores))
+        )
     auc = results.values["random"].get("pixel-auc")
     if auc is not None and np.isfinite(auc).any():
         value = results.summaries["random"]["pixel-auc"]
@@ -144,6 +149,43 @@ def _gap(results: Results, method: str, other: str, metric: str) -> Summary:
     return paired_difference(
         sign * results.values[method][metric], sign * columns[metric], results.groups, seed=results.seed
     )
+
+
+def _by_chance(results: Results, scores: np.ndarray) -> bool | None:
+    """Whether scores [N] may be those of maps that are blind to the annotation, on average its share of the image.
+
+    Hits are counted: few pairs with small annotations have no hit at all, and then no interval of the mean.
+    """
+    known = np.isfinite(scores + results.areas)
+    hits, areas = scores[known], results.areas[known]
+    if np.isin(hits, (0, 1)).all():
+        groups = [group for group, kept in zip(results.groups, known, strict=True) if kept]
+        return chance_of_hits(int(hits.sum()), areas, groups) >= LEVEL
+    return _around(paired_difference(scores, results.areas, results.groups, seed=results.seed), 0)
+
+
+def chance_of_hits(hits: int, areas: np.ndarray, groups: Sequence[str]) -> float:
+    """The two-sided p-value of so many hits by points drawn uniformly on images.
+
+    The number of hits of independent pairs is Poisson-binomial. Pairs of a group may hit and miss together, so the
+    widest case is taken: one draw per group, by which all its pairs with larger annotations hit before the others.
+
+    Args:
+        hits: of the N pairs.
+        areas: [N] in [0, 1], the annotated share of each pair's image.
+        groups: N names, the image's or the patient's.
+
+    Returns:
+        In [0, 1]; twice the smaller tail, so that it is exact or too large.
+    """
+    shares: dict[str, list[float]] = {}
+    for group, area in zip(groups, areas.tolist(), strict=True):
+        shares.setdefault(group, []).append(area)
+    counts = np.ones(1)
+    for own in shares.values():
+        steps = np.array([1.0, *sorted(own, reverse=True), 0.0])  # P(at least k hits)
+        counts = np.convolve(counts, steps[:-1] - steps[1:])
+    return min(1.0, 2 * float(min(counts[: hits + 1].sum(), counts[hits:].sum())))
 
 
 def _around(value: Summary, wanted: float) -> bool | None:

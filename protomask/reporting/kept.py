@@ -13,12 +13,18 @@ import numpy as np
 from protomask import gallery
 from protomask.data.sample import Sample
 from protomask.evaluation import CONTROLS
+from protomask.localisers import LOCALISERS
 from protomask.metrics import Truth
 from protomask.pairs import Pair
 from protomask.records import Localisation
 from protomask.reporting.examples import EXAMPLES, INDEX, thumbnail_name, write_chunk, write_thumbnail
 from protomask.store import ImageInfo, entries_of, write_entries
 from protomask.store._json import read_json, write_json
+
+
+def is_control(method: str) -> bool:
+    """Whether a method looks at the annotation or at nothing: one of ours, or of a user's who says so of it."""
+    return method in CONTROLS or (method in LOCALISERS and LOCALISERS[method].control)
 
 
 class Kept:
@@ -109,7 +115,7 @@ class Kept:
             self._thumbnails.add(name)
 
     def _write_entries(self, path: Path, infos: list[ImageInfo], found: Mapping[str, Localisation]) -> None:
-        shown = [record for method, record in found.items() if method not in CONTROLS]
+        shown = [record for method, record in found.items() if not is_control(method)]
         entries = [entry for record in shown for entry in entries_of(record, infos)]
         write_json(path, {"entries": entries})
         self._infos.append(infos)

@@ -7,8 +7,11 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 
 from protomask.visualise.charts import Interval, defined, ends
+from protomask.visualise.wording import number
 
-WIDEST = 5  # metrics per table: with their intervals, what a text width holds
+# What the 345 pt between the margins of article at 10 pt hold, beside the longest name of a method.
+WIDEST = 3  # metrics per table, with their intervals
+_LONGEST = 14  # characters of a metric's name on one line
 _SPECIAL = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     **{c: f"\\{c}" for c in "&%$#_{}"},
@@ -56,17 +59,28 @@ def _table(
     marked: Collection[tuple[str, str]],
 ) -> str:
     best = {metric: _best(scores, metric, directions.get(metric, 0), controls) for metric in metrics}
-    heads = [escaped(metric) + _ARROWS.get(directions.get(metric, 0), "") for metric in metrics]
+    heads = [_head(metric, _ARROWS.get(directions.get(metric, 0), "")) for metric in metrics]
     ranked = [_row(method, scores[method], metrics, best, marked) for method in scores if method not in controls]
     aside = [_row(method, scores[method], metrics, best, marked) for method in scores if method in controls]
     lines = [
         r"\begin{table}", r"\centering", rf"\caption{{{escaped(caption)}}}",
-        rf"\begin{{tabular}}{{l{'c' * len(metrics)}}}", r"\toprule",
+        r"\setlength{\tabcolsep}{4pt}", rf"\begin{{tabular}}{{@{{}}l{'c' * len(metrics)}@{{}}}}", r"\toprule",
         " & ".join(["method", *heads]) + r" \\", r"\midrule", *ranked,
         *([r"\midrule"] if ranked and aside else []), *aside,
         r"\bottomrule", r"\end{tabular}", r"\end{table}",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _head(metric: str, arrow: str) -> str:
+    """The metric's name with its arrow, on several lines where it is long."""
+    lines = [""]
+    for part in re.findall(r"[^-@]+[-@]?|[-@]", metric):
+        if lines[-1] and len(lines[-1] + part) > _LONGEST:
+            lines.append("")
+        lines[-1] += part
+    text = r"\\".join(map(escaped, lines)) + arrow
+    return text if len(lines) == 1 else rf"\shortstack{{{text}}}"
 
 
 def _row(
@@ -84,8 +98,12 @@ def _cell(value: Interval | None, bold: bool, dagger: bool) -> str:
     if value is None or not defined(value):
         return "--"
     mean, low, high = ends(value)
-    text = (rf"\textbf{{{mean:.3f}}}" if bold else f"{mean:.3f}") + (r"$^\dagger$" if dagger else "")
-    return rf"{text} {{\scriptsize [{low:.3f}, {high:.3f}]}}" if math.isfinite(high - low) else text
+    text = (rf"\textbf{{{_number(mean)}}}" if bold else _number(mean)) + (r"$^\dagger$" if dagger else "")
+    return rf"{text} {{\scriptsize [{_number(low)}, {_number(high)}]}}" if math.isfinite(high - low) else text
+
+
+def _number(value: float) -> str:
+    return number(value, 3).replace("\N{MINUS SIGN}", "$-$")
 
 
 def _best(

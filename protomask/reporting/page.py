@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 from protomask.checks import check_choice
 from protomask.errors import DataError, InputError, expected
 from protomask.metrics import Summary
+from protomask.pickles import printable
 from protomask.reporting.checking import checks
 from protomask.reporting.comparing import by, differences, holding, mean_of, mean_ranks
 from protomask.reporting.results import Results, spell_flattered
@@ -30,6 +32,7 @@ from protomask.visualise.blocks import (
     PlainTable,
     Report,
     ScoreTable,
+    media_type,
 )
 from protomask.visualise.pixels import webp
 from protomask.visualise.wording import number
@@ -60,6 +63,8 @@ HEADLINES = (
     "insertion-30",
 )
 _HEAVY = 150_000  # bytes, above which a picture is embedded as WebP
+_MOST_SAID = 1000  # characters of a reason
+_DAMAGED = (OSError, InputError, SyntaxError, ValueError, Image.DecompressionBombError)  # Pillow's are of many kinds
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,8 @@ def settled(results: Results, choice: Choice) -> Choice:
 def _shown(results: Results, methods: Sequence[str]) -> list[str]:
     """The metrics in which all of the methods have a score, those that tell most first."""
     order = dict.fromkeys((*HEADLINES, *results.metrics))
-    return [k for k in order if k in results.metrics and all(results.summaries[m][k].n for m in methods)]
+    summaries = [results.summaries[m] for m in methods]
+    return [k for k in order if k in results.metrics and all(k in means and means[k].n for means in summaries)]
 
 
 def _lines(results: Results, choice: Choice, beside: Sequence[Results]) -> list[str]:
@@ -346,18 +352,22 @@ def _pictures(results: Results, only: str = "") -> list[Picture]:
         if not path.resolve().is_relative_to(results.folder.resolve()):
             raise DataError(expected("pictures of run.json", "files in the folder", str(entry["file"])))
         try:
-            data = path.read_bytes()
-        except OSError:
-            continue  # a picture that was deleted is no reason to withhold the tables
-        found.append(Picture(str(entry["heading"]), _light(data), str(entry["alt"]), str(entry["caption"])))
+            data = _light(path.read_bytes())
+        except FileNotFoundError:
+            continue
+        except _DAMAGED as error:  # no reason to withhold the tables
+            print(f"left out: {printable(f'{path}: {error}', _MOST_SAID)}", file=sys.stderr)
+            continue
+        found.append(Picture(str(entry["heading"]), data, str(entry["alt"]), str(entry["caption"])))
     return found
 
 
 def _light(data: bytes) -> bytes:
-    if len(data) <= _HEAVY:
-        return data
+    """The picture, as WebP where it is heavy; OSError or InputError where it is damaged or of another kind."""
+    media_type(data)
     with Image.open(io.BytesIO(data)) as image:
-        return webp(np.asarray(image.convert("RGB")), quality=85)
+        pixels = np.asarray(image.convert("RGB"))
+    return data if len(data) <= _HEAVY else webp(pixels, quality=85)
 
 
 def _methods(results: Results) -> PlainTable:

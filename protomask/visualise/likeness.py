@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from protomask.errors import InputError, expected
 from protomask.visualise import overlay
 from protomask.visualise.palette import FAINT, INK, method_colour
-from protomask.visualise.sheet import GAP, MARGIN, axes_at, picture_at, sheet, text_at
+from protomask.visualise.sheet import GAP, MARGIN, axes_at, picture_at, sheet, text_at, wrap_name
 from protomask.visualise.view import View, picture, spotlit
 from protomask.visualise.wording import TIMES, number
 
-_LARGE, _SMALL, _BAR = 1.75, 1.3, 2.3  # inches: whole images, cut-outs, the column of bars
+_LARGE, _SMALL, _BAR = 1.75, 1.3, 2.6  # inches: whole images, cut-outs, the column of bars
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,13 @@ class BankRow:
 
 
 def looks_like(
-    rows: Sequence[Likeness], *, class_name: str, title: str = "", method: str = "mdm", score: float | None = None
+    rows: Sequence[Likeness],
+    *,
+    class_name: str,
+    title: str = "",
+    method: str = "mdm",
+    score: float | None = None,
+    count: int | None = None,
 ) -> Figure:
     """This looks like that: per prototype, the region on the image, the prototype's source, and what it contributes.
 
@@ -87,6 +93,7 @@ def looks_like(
         title: above the figure.
         method: whose colour the regions are drawn in.
         score: the class's score (its logit); None leaves the line of all other prototypes out.
+        count: how many prototypes the rows were chosen from, said where it is more than are shown.
 
     Returns:
         A figure with five axes per row, labelled ``test 0``, ``test part 0``, ``source part 0``, ``source 0`` and
@@ -110,7 +117,7 @@ def looks_like(
     for k, row in enumerate(rows):
         _likeness(figure, row, k, xs, top + k * pitch, colour)
         _contribution(figure, row, k, xs[-1], top + k * pitch, span)
-    _sum(figure, rows, xs[-1], top + len(rows) * pitch - 0.02, score)
+    _sum(figure, rows, xs[-1], top + len(rows) * pitch - 0.02, score, count)
     return figure
 
 
@@ -166,7 +173,8 @@ def _likeness(figure: Figure, row: Likeness, k: int, xs: Sequence[float], y: flo
 
 def _contribution(figure: Figure, row: Likeness, k: int, x: float, y: float, span: tuple[float, float]) -> None:
     middle = y + _LARGE / 2
-    text_at(figure, x, middle - 0.42, row.prototype, 9.5, width=_BAR, weight="bold")
+    name = wrap_name(row.prototype, _BAR, 9.5, "bold")
+    text_at(figure, x, middle - 0.42 - 0.18 * (len(name) - 1), "\n".join(name), 9.5, weight="bold")
     product = f"{number(row.activation)} {TIMES} {number(row.weight)} = {number(row.contribution)}"
     text_at(figure, x, middle - 0.2, product, 9.5, width=_BAR)
     axes = axes_at(figure, x, middle + 0.04, _BAR, 0.16, f"bar {k}")
@@ -178,9 +186,10 @@ def _contribution(figure: Figure, row: Likeness, k: int, x: float, y: float, spa
     axes.set_axis_off()
 
 
-def _sum(figure: Figure, rows: Sequence[Likeness], x: float, y: float, score: float | None) -> None:
+def _sum(figure: Figure, rows: Sequence[Likeness], x: float, y: float, score: float | None, count: int | None) -> None:
     shown = sum(row.contribution for row in rows)
-    lines = [(shown, f"from the {len(rows)} shown" if len(rows) > 1 else "from the one shown", "normal")]
+    chosen = f" of {count}" if count is not None and count > len(rows) else ""
+    lines = [(shown, f"from the {len(rows) if len(rows) > 1 else 'one'} shown{chosen}", "normal")]
     if score is not None:
         lines += [(score - shown, "from all others", "normal"), (score, "in all", "bold")]
     for k, (value, words, weight) in enumerate(lines):

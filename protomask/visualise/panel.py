@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from protomask.checks import check_array, check_count
 from protomask.errors import InputError, expected
 from protomask.visualise.palette import FAINT, INK, method_colour
-from protomask.visualise.sheet import GAP, MARGIN, disc_at, picture_at, sheet, text_at, wrap
-from protomask.visualise.view import View, picture
+from protomask.visualise.sheet import GAP, MARGIN, disc_at, picture_at, sheet, text_at, wrap, wrap_name
+from protomask.visualise.view import View, picture, stretched
 from protomask.visualise.wording import short
 
 _CELL = 2.1  # inches, the width of a picture
@@ -36,6 +36,7 @@ def method_panel(
     scores: Mapping[str, Mapping[str, float | None]] | None = None,
     notes: Mapping[str, str] | None = None,
     columns: int = 4,
+    size: tuple[int, int] | None = None,
 ) -> Figure:
     """One image under several methods: the image first, then each method's map with its region, box and peak.
 
@@ -51,12 +52,14 @@ def method_panel(
         scores: method -> short name -> value, printed below the picture as in ``IoU .71``; NaN and None as a dash.
         notes: method -> words below the picture, such as ``"constant map"`` where nothing was located.
         columns: pictures per row.
+        size: (height, width) in pixels that all is stretched to (:func:`protomask.visualise.view.stretched`); the
+            image's own where None.
 
     Returns:
         A figure with one axes per picture, labelled ``image`` or with the method's name.
 
     Raises:
-        InputError: no maps, or an array of another shape than the image's.
+        InputError: no maps, an array of another shape than the image's, or a size smaller than that.
     """
     check_array("image", image, ("H", "W", 3), dtype=np.uint8)
     if not maps:
@@ -69,17 +72,21 @@ def method_panel(
         caption = _DOT.join(w for w in words if w)
         parts = (regions.get(method), boxes.get(method), peaks.get(method), annotation)
         views.append((method, View(image, map_, *parts, caption=caption)))
+    if size is not None:
+        views = [(name, stretched(view, size)) for name, view in views]
     return _grid(views, title, min(check_count("columns", columns), len(views)))
 
 
 def _grid(views: Sequence[tuple[str, View]], title: str, columns: int) -> Figure:
     height, width = views[0][1].image.shape[:2]
     tall = _CELL * height / width
-    top = 0.5 if title else MARGIN
+    wide = columns * (_CELL + GAP) - GAP
+    heading = wrap_name(title, wide, 11, "bold") if title else []
+    top = MARGIN + 0.12 * bool(title) + 0.2 * len(heading)
     lines = max(len(wrap(view.caption, _CELL, _SIZE, lines=2)) for _, view in views)
     pitch = tall + 0.4 + 0.16 * lines
-    figure = sheet(2 * MARGIN + columns * (_CELL + GAP) - GAP, top + math.ceil(len(views) / columns) * pitch + 0.04)
-    text_at(figure, MARGIN, 0.14, title, 11, width=columns * (_CELL + GAP) - GAP, weight="bold")
+    figure = sheet(2 * MARGIN + wide, top + math.ceil(len(views) / columns) * pitch + 0.04)
+    text_at(figure, MARGIN, 0.14, "\n".join(heading), 11, weight="bold")
     for k, (name, view) in enumerate(views):
         x, y = MARGIN + k % columns * (_CELL + GAP), top + k // columns * pitch
         _cell(figure, name, view, (x, y, tall), plain=k == 0)

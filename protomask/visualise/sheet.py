@@ -94,6 +94,26 @@ def wrap(text: str, width: float, size: float, weight: str = "normal", lines: in
     return [_cut(line, width, size, weight) for line in done]
 
 
+def wrap_name(name: str, width: float, size: float, weight: str = "normal", lines: int = 2) -> list[str]:
+    """As :func:`wrap`, but what follows the last slash stays: of ``class / 12`` the class is shortened instead.
+
+    Two prototypes of one class differ in nothing else.
+    """
+    head, slash, end = name.rpartition(" / ")
+
+    def shown(beginning: str) -> list[str]:
+        return wrap(f"{beginning}{slash}{end}", width, size, weight, lines)
+
+    if not slash or " ".join(shown(head)).endswith(end):
+        return shown(head)
+    low, high = 0, len(head)  # the longest beginning of the class that leaves room for the rest
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = " ".join(shown(f"{head[:middle].rstrip()}…")).endswith(end)
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return shown(f"{head[:low].rstrip()}…")
+
+
 def text_width(text: str, size: float, weight: str = "normal") -> float:
     """The width of one line of text in inches."""
     font = FontProperties(family=FONT, size=size, weight=weight)

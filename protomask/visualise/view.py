@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 
 from protomask.checks import check_array, check_choice
+from protomask.errors import InputError, expected
 from protomask.visualise import overlay
 from protomask.visualise.palette import WHITE, rgb
 
@@ -51,6 +53,40 @@ class View:
                 check_array(name, getattr(self, name), size, dtype=np.bool_)
         if self.points is not None:
             check_array("points", self.points, ("K", 2))
+
+
+def stretched(view: View, size: tuple[int, int]) -> View:
+    """The view at (height, width) pixels, with all that lies on it; no smaller than it is, so that nothing vanishes.
+
+    Raises:
+        InputError: the view is higher or wider than that.
+    """
+    height, width = view.image.shape[:2]
+    if size == (height, width):
+        return view
+    if size[0] < height or size[1] < width:
+        raise InputError(expected("size", f"at least the image's, {height} x {width}", f"{size[0]} x {size[1]}"))
+    scale = np.array([size[1] / width, size[0] / height])
+
+    def resized(array: np.ndarray, how: int = cv2.INTER_LINEAR) -> np.ndarray:
+        return np.asarray(cv2.resize(array, size[::-1], interpolation=how))
+
+    def outlined(region: np.ndarray | None) -> np.ndarray | None:
+        return None if region is None else resized(region.astype(np.float32)) >= 0.5
+
+    def moved(points: Sequence[float] | np.ndarray | None) -> np.ndarray | None:  # the centres of pixels
+        return None if points is None else (np.asarray(points, dtype=np.float64) + 0.5) * scale - 0.5
+
+    return View(
+        resized(view.image, cv2.INTER_CUBIC),
+        map=None if view.map is None else resized(view.map.astype(np.float32)),
+        region=outlined(view.region),
+        box=None if view.box is None else np.asarray(view.box, dtype=np.float64) * np.tile(scale, 2),
+        peak=moved(view.peak),
+        annotation=outlined(view.annotation),
+        points=moved(view.points),
+        caption=view.caption,
+    )
 
 
 def picture(view: View, colour: str, style: str = "heat", side: int = 448) -> np.ndarray:
