@@ -26,9 +26,9 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from protomask.checks import check_area, check_choice, check_count, check_number
-from protomask.errors import CheckpointError, InputError, ModelError, ProtomaskError, expected
+from protomask.errors import CheckpointError, HostileError, InputError, ModelError, ProtomaskError, expected
 from protomask.files import write_bytes, write_text
-from protomask.foreign import Foreign, Layout, Stated, check_harmless, read_foreign
+from protomask.foreign import MODULE, OTHER, Foreign, Layout, Stated, check_harmless, read_foreign
 from protomask.model import IMAGENET_MEAN, IMAGENET_STD, Family, PrototypeModel, families, wrap
 from protomask.opening import is_file, is_folder, read_text
 from protomask.trusted import load_trusted
@@ -226,21 +226,25 @@ def load_checkpoint(path: str | os.PathLike[str], *, stated: Stated | None = Non
     Args:
         path: a folder of ours, or a foreign file.
         stated: what the user says about a foreign file.
-        trust: whether a foreign file that cannot be had otherwise may run its own code (:func:`protomask.trusted`).
+        trust: whether a whole module that cannot be had otherwise may run its own code (:mod:`protomask.trusted`). A
+            state dict never does, nor does a file that holds no module and would call what no model needs.
 
     Raises:
         CheckpointError: a file is missing, truncated or of another format, the description is wrong or names a family
             that is not installed, or a tensor is missing, unexpected, of another shape or not finite; a foreign file is
-            of no family's form, or lacks what only the user can say, or needs code.
+            of no family's form, or lacks what only the user can say, or needs code (:class:`HostileError`: would call
+            what no model needs).
         ModelError: the family's adapter refuses the module.
     """
     path = Path(path)
     if not is_file(path):
         return _load_folder(path)
+    stated = stated or Stated()
+    foreign = read_foreign(path, key=stated.key)
     try:
-        return _load_foreign(path, stated or Stated())
+        return _load_foreign(foreign, stated)
     except (CheckpointError, ModelError) as error:
-        if not trust:
+        if not trust or not _may_run(foreign, error):
             raise
         return _load_trusted(path, error)
 
@@ -269,8 +273,13 @@ def _load_trusted(path: Path, reason: Exception) -> Checkpoint:
     return Checkpoint(wrap(module), module, None, path.parent)
 
 
-def _load_foreign(path: Path, stated: Stated) -> Checkpoint:
-    foreign = read_foreign(path, key=stated.key)
+def _may_run(foreign: Foreign, reason: Exception) -> bool:
+    """Whether trust may run a file's own code: only where that can give what reading it as data cannot, a module."""
+    return foreign.kind == MODULE or (foreign.kind == OTHER and not isinstance(reason, HostileError))
+
+
+def _load_foreign(foreign: Foreign, stated: Stated) -> Checkpoint:
+    path = foreign.path
     check_harmless(foreign)
     known = recognise(foreign)
     if known is None or known[0].adopt is None:

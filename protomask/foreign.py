@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,9 +20,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from protomask.errors import CheckpointError, expected
+from protomask.errors import CheckpointError, HostileError, expected
 from protomask.opening import check_regular
-from protomask.pickles import ALLOWED, Global, Inert, read_pickled
+from protomask.pickles import ALLOWED, HARMLESS, Global, Inert, never, read_pickled
 
 STATE_DICT, MODULE, OTHER = "state dict", "module", "other"
 # Where trainers keep the weights, the likeliest first.
@@ -30,12 +31,8 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "ppnet.")
 _WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
 _MAX_MODULES, _MAX_DEPTH, _MAX_NAME = 100_000, 100, 500
 
-# What the standard library offers that makes a value and does nothing else.
-_HARMLESS_MODULES = ("pathlib", "datetime", "decimal", "fractions", "uuid", "enum", "collections", "_collections")
-_HARMLESS = {("argparse", "Namespace"), ("types", "SimpleNamespace"), ("functools", "partial"), ("builtins", "slice")}
-_HARMLESS |= {("logging", "getLogger"), ("re", "_compile"), ("numpy.random._pickle", "__randomstate_ctor")}
-_HARMLESS |= {("builtins", name) for name in ("range", "complex", "int", "float", "bool", "str", "object")}
 _KNOWN_LIBRARIES = ("torch", "torchvision", "numpy")
+_GETATTR = Global("builtins", "getattr")
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,12 +153,13 @@ def check_harmless(foreign: Foreign) -> None:
     deserves trust.
 
     Raises:
-        CheckpointError: with the names of what it would call.
+        HostileError: with the names of what it would call.
+        CheckpointError: it holds no model.
     """
     suspects = sorted(str(name) for name, how in foreign.uses.items() if verdict(name, how) == "refused")
     if suspects:
         came = f"one that would call {', '.join(suspects[:5])}"
-        raise CheckpointError(expected(str(foreign.path), "a checkpoint that only describes a model", came))
+        raise HostileError(expected(str(foreign.path), "a checkpoint that only describes a model", came))
     if foreign.problem:
         raise CheckpointError(foreign.problem)
 
@@ -174,14 +172,17 @@ def verdict(name: Global, how: frozenset[str]) -> str:
     model has no need of.
     """
     library = name.module.partition(".")[0]
-    if "chained" in how and library in sys.stdlib_module_names:
+    known = library in _KNOWN_LIBRARIES or library in sys.stdlib_module_names
+    # What getattr gives may be a class that state would change for all.
+    if never(name) or (known and "chained" in how) or (name == _GETATTR and "set" in how):
         return "refused"
-    if name in ALLOWED or (name.module.startswith("torch") and name.name.endswith("Storage")):
+    if name in ALLOWED or (name.module.startswith("torch") and re.fullmatch(r"\w+Storage", name.name)):
         return "data"
-    if name.module in _HARMLESS_MODULES or (name.module, name.name) in _HARMLESS:
+    if name in HARMLESS:
         return "class"
-    rebuild = name.module.startswith("torch") and name.name.startswith("_rebuild_")
-    if "called" in how and not rebuild and (library in _KNOWN_LIBRARIES or library in sys.stdlib_module_names):
+    # Names with dots are other modules' functions: each module holds those that it imports.
+    rebuild = name.module == "torch._utils" and re.fullmatch(r"_rebuild_\w+", name.name)
+    if "called" in how and known and not rebuild:
         return "refused"
     return "class" if library in _KNOWN_LIBRARIES else "code"
 

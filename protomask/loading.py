@@ -70,7 +70,7 @@ def load_model(text: str, device: str = "cpu", size: tuple[int, int] | None = No
         text: MODEL.
         device: a torch device, such as ``"cpu"`` or ``"cuda:0"``.
         size: (height, width) for a model that does not tell its input's size.
-        trust: whether a foreign checkpoint that cannot be read as data may run its own code.
+        trust: whether a whole module that cannot be read as data may run its own code.
 
     Raises:
         InputError: not one of the forms, or no input size.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from protomask.checkpoint import load_checkpoint
 from protomask.cli import main
 from protomask.conversion import convert
-from protomask.errors import CheckpointError, InputError, ProtomaskError
+from protomask.errors import CheckpointError, HostileError, InputError, ProtomaskError
 from protomask.foreign import Stated
 from protomask.loading import load_model
 from protopnet_ext import wrap
@@ -261,9 +262,36 @@ def test_trust_needs_the_code(tmp_path: Path) -> None:
         load_checkpoint(path)
     with pytest.raises(CheckpointError, match=r"nor by its own code: .*No module named 'model'"):
         load_checkpoint(path, trust=True)
-    state = write("zip", upstream().state_dict(), tmp_path / "y")
-    with pytest.raises(CheckpointError, match=r"nor by its own code: .*a whole module"):
-        load_checkpoint(state, trust=True)
+
+
+def beside(path: Path, content: bytes) -> Path:
+    """The file by ``torch.save`` with ``content`` at the beginning of its pickle, dropped from the stack again."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data[:2] + content + b"0" + data[2:] if name.endswith("data.pkl") else data)
+    return path
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_trust_runs_whole_modules_only(whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state dict gains nothing by its own code, so that only what it would call is left."""
+    monkeypatch.chdir(tmp_path)
+    model = upstream()
+    path = write("zip", model if whole else model.state_dict(), tmp_path / "x")
+    if not whole:
+        with pytest.raises(CheckpointError, match=r"got neither$"):
+            load_checkpoint(path, trust=True)
+    beside(path, b"cos\nsystem\n(X\x0c\0\0\0touch markertR")
+    with pytest.raises(HostileError, match=r"would call os\.system"):
+        load_checkpoint(path, stated=Stated() if whole else PER_CLASS)
+    if whole:
+        assert isinstance(load_checkpoint(path, trust=True).module, PPNet)
+    else:
+        with pytest.raises(HostileError, match=r"would call os\.system$"):
+            load_checkpoint(path, stated=PER_CLASS, trust=True)
+    assert (tmp_path / "marker").exists() == whole
 
 
 def test_a_backbone_that_is_not_known_is_asked_for(tmp_path: Path) -> None:
