@@ -14,12 +14,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from protomask.checkpoint import load_checkpoint
+import protopnet_ext
+import xprotonet_ext
+from protomask.checkpoint import Description, load_checkpoint, save_checkpoint
 from protomask.cli import main
 from protomask.conversion import convert
-from protomask.errors import CheckpointError, HostileError, InputError, ProtomaskError
+from protomask.data import Planted
+from protomask.errors import CheckpointError, DataError, HostileError, InputError, ProtomaskError
 from protomask.foreign import Stated
-from protomask.loading import load_model
+from protomask.loading import load_model, with_labels_of
 from protopnet_ext import wrap
 from tests.ppnet import PPNet
 from tests.upstream import FORMS, boxes, fill, repository, save_tensors, upstream, write
@@ -53,7 +56,7 @@ def test_state_dicts(form: str, tmp_path: Path) -> None:
     assert loaded.description.backbone == "conv-small"
     assert loaded.description.size == (64, 64)
     assumed = " / ".join(loaded.description.extra["assumed"])
-    for part in ("activation: log", "epsilon", "mean", "std"):
+    for part in ("activation: log", "epsilon", "mean", "std", "crop: none (the authors cut CUB to boxes)"):
         assert part in assumed
     assert "TesNet" in loaded.description.extra["unproved"]
     assert "size" not in assumed
@@ -162,6 +165,8 @@ def test_what_is_stated_must_agree(tmp_path: Path) -> None:
         load_checkpoint(path, stated=Stated(backbone="resnet18"))
     with pytest.raises(CheckpointError, match="prototype_activation_function: expected linear, got 'log'"):
         load_checkpoint(path, stated=Stated(activation="linear"))
+    with pytest.raises(CheckpointError, match=r"img_size: expected \(96, 96\), got \(64, 64\)"):
+        load_checkpoint(path, stated=Stated(size=(96, 96)))
     with pytest.raises(InputError, match="mean: expected 3 values"):
         load_checkpoint(path, stated=Stated(mean=(0.5,)))
     with pytest.raises(InputError, match="class_names: expected 3 names"):
@@ -200,6 +205,10 @@ def other_shape(model: PPNet) -> None:
     model.prototype_shape = (6, 4, 2, 2)
 
 
+def several_distances(model: PPNet) -> None:
+    model.topk_k = 9  # as IAIA-BL's, which is a PPNet of the same tensors  # type: ignore[assignment]
+
+
 def two_classes(model: PPNet) -> None:
     model.prototype_class_identity[0] = torch.tensor([1.0, 1.0, 0.0])
 
@@ -219,6 +228,7 @@ CHANGES = {
     hooked: "no hooks, got some",
     callable_activation: r"log or linear, got code \(tests\.test_convert\.squared\)",
     other_shape: "prototype_shape: expected",
+    several_distances: r"it pools the mean of several distances \(topk_k = 9\)",
     two_classes: "one class per prototype",
     not_finite: "finite values",
     more: "layer extra: expected no layer|1 unexpected|2 unexpected",
@@ -300,6 +310,48 @@ def test_a_backbone_that_is_not_known_is_asked_for(tmp_path: Path) -> None:
         load_checkpoint(path)
     with pytest.raises(InputError, match="backbone: expected one of"):
         load_checkpoint(path, stated=Stated(backbone="resnet999"))
+
+
+def described_module(backbone: str = "conv-small", **changes: Any) -> tuple[nn.Module, Description]:
+    """A ProtoPNet of our own, as a training leaves it."""
+    described = Description("protopnet", backbone, (4, 8, 1, 1), 2, size=(64, 64), **changes)
+    return protopnet_ext.FAMILY.build(described).eval(), described
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_cut_backbones_of_ours_come_back(whole: bool, tmp_path: Path) -> None:
+    module, _ = described_module("mobilenet_v2@16")
+    path = write("zip", module if whole else module.state_dict(), tmp_path / "x")
+    stated = Stated() if whole else Stated("mobilenet_v2@16", prototypes_per_class=2, size=(64, 64))
+    loaded = load_checkpoint(path, stated=stated)
+    assert loaded.description is not None
+    assert loaded.description.backbone == "mobilenet_v2@16"
+    with torch.no_grad():
+        assert torch.equal(loaded.module(IMAGES)[0], module(IMAGES)[0])
+    with pytest.raises(CheckpointError, match=r"the layers of mobilenet_v2@8, got layers of another network"):
+        load_checkpoint(path, stated=Stated("mobilenet_v2@8"))
+    with pytest.raises(InputError, match="mobilenet_v2@ and a stride of"):
+        load_checkpoint(path, stated=Stated("mobilenet_v2@3"))
+
+
+def test_normalisation_in_whole_numbers_and_what_disagrees(tmp_path: Path) -> None:
+    module, _ = described_module()
+    module.mean, module.std = (0, 0, 0), (1, 1, 1)  # type: ignore[assignment]
+    path = write("zip", module, tmp_path / "x")
+    description = load_checkpoint(path).description
+    assert description is not None
+    assert (description.mean, description.std) == ((0, 0, 0), (1, 1, 1))
+    assert not any("mean" in part for part in description.extra["assumed"])
+    with pytest.raises(CheckpointError, match=r"std: expected \(0\.5, 0\.5, 0\.5\), got \(1, 1, 1\)"):
+        load_checkpoint(path, stated=Stated(std=(0.5,) * 3))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_of_our_xprotonet_the_folder_is_asked_for(whole: bool, tmp_path: Path) -> None:
+    described = Description("xprotonet", "conv-small", (4, 8, 1, 1), 2, activation="cosine", size=(64, 64))
+    module = xprotonet_ext.FAMILY.build(described)
+    with pytest.raises(CheckpointError, match=r"XProtoNet: .* of one of ours, give the folder"):
+        load_checkpoint(write("zip", module if whole else module.state_dict(), tmp_path / "x"))
 
 
 def test_files_of_no_family(tmp_path: Path) -> None:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel
 
-from protomask.checkpoint import Description, recognise, save_checkpoint
+from protomask.checkpoint import Description, load_checkpoint, recognise, save_checkpoint
 from protomask.cli import main
 from protomask.errors import CheckpointError
-from protomask.foreign import Foreign
-from protomask.inspection import inspect_checkpoint
+from protomask.foreign import Foreign, Stated, without_prefix
+from protomask.inspection import as_text, inspect_checkpoint
 from protomask.training.backbones import BACKBONES
 from protomask.trusted import load_trusted
 from protopnet_ext import FAMILY
 from protopnet_ext.foreign import IDENTITY
+from tests.ppnet import PPNet
 from tests.upstream import FORMS, repository, save_tensors, upstream, write
 
 
@@ -191,6 +197,54 @@ def test_our_own_format(tmp_path: Path) -> None:
     assert found.parameters == sum(p.numel() for p in module.parameters())
     with pytest.raises(CheckpointError, match="no such file"):
         inspect_checkpoint(tmp_path / "nowhere")
+
+
+def test_attributes_that_the_published_class_does_not_have(tmp_path: Path) -> None:
+    model = upstream()
+    model.topk_k, model.tau, model.scaled = 1, 0.5, True  # type: ignore[assignment]
+    path = write("zip", model, tmp_path / "x")
+    found = inspect_checkpoint(path)
+    said = "attributes that the published class does not have: tau, scaled; the forward pass may differ"
+    assert found.layout is not None
+    assert said in found.layout.notes
+    assert found.loads == "yes"
+    assert f"note: {said}" in as_text(found)
+    description = load_checkpoint(path).description
+    assert description is not None
+    assert description.extra["unproved"].endswith(said)
+    assert inspect_checkpoint(write("zip", upstream(), tmp_path / "y")).layout.notes == ()  # type: ignore[union-attr]
+
+
+def averaged(model: PPNet) -> tuple[dict[str, Tensor], str, str]:
+    return AveragedModel(model).state_dict(), "module.", "n_averaged"
+
+
+def lightning(model: PPNet) -> tuple[dict[str, Tensor], str, str]:
+    state = {f"model.module.{k}": v for k, v in model.state_dict().items()}
+    return state | {"criterion.weight": torch.ones(3)}, "model.module.", "criterion.weight"
+
+
+@pytest.mark.parametrize("make", [averaged, lightning], ids=lambda f: f.__name__)
+def test_tensors_beside_the_model_are_left_aside(make: Callable[..., Any], tmp_path: Path) -> None:
+    model = upstream()
+    state, prefix, beside = make(model)
+    path = write("zip", {"state_dict": state}, tmp_path / "x")
+    found = inspect_checkpoint(path)
+    assert found.prefix == prefix
+    assert found.layout is not None
+    assert f"1 tensors beside the model are left aside: {beside}" in found.layout.notes
+    loaded = load_checkpoint(path, stated=Stated(prototypes_per_class=2, size=(64, 64)))
+    assert loaded.description is not None
+    assert loaded.description.extra["converted from"]["left aside"] == [beside]
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.module.state_dict()[name], tensor)
+
+
+def test_two_models_are_not_taken_apart() -> None:
+    state = meta_state("conv-small")
+    for names in (("model.", "net."), ("model.", "")):
+        both = {f"{name}{k}": v for name in names for k, v in state.items()}
+        assert without_prefix(both) == ("", both, ())
 
 
 class Touches:
