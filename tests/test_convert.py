@@ -354,6 +354,47 @@ def test_of_our_xprotonet_the_folder_is_asked_for(whole: bool, tmp_path: Path) -
         load_checkpoint(write("zip", module if whole else module.state_dict(), tmp_path / "x"))
 
 
+def test_our_own_tensors_are_read_with_their_description(tmp_path: Path) -> None:
+    module, described = described_module(mean=(0.1, 0.2, 0.3), class_names=("a", "b"))
+    path = save_checkpoint(tmp_path / "run", module, described) / "model.safetensors"
+    loaded = load_model(str(path))
+    assert (loaded.name, loaded.size, loaded.class_names) == ("run", (64, 64), ("a", "b"))
+    assert load_checkpoint(path).description == described
+    with pytest.raises(CheckpointError, match="one of ours, in our format already"):
+        convert(path, tmp_path / "out")
+    path.with_name("model.json").unlink()
+    assert load_checkpoint(path, stated=Stated(prototypes_per_class=2)).description.size == (224, 224)  # type: ignore
+
+
+def test_what_is_assumed_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write("zip", upstream(), tmp_path / "x")
+    for _ in range(2):
+        load_model(str(path))
+    said = capsys.readouterr().err
+    assert said.count("assumed, since the file does not say: ") == 1
+    assert f"{path}: assumed" in said
+    assert "mean: ImageNet's, std: ImageNet's" in said
+    load_model(str(save_checkpoint(tmp_path / "run", *described_module())))
+    assert not capsys.readouterr().err
+
+
+def test_classes_without_names_are_not_matched_by_number(tmp_path: Path) -> None:
+    """Of a folder with some of the classes, the first is not the model's first."""
+    folder = save_checkpoint(tmp_path / "run", *described_module())
+    loaded = load_model(str(folder))
+    two, three = (Planted("birds", "test", count=2, size=64, classes=n) for n in (2, 3))
+    assert with_labels_of(loaded, two) is two
+    with pytest.raises(DataError, match=r"classes of the data: expected the model's 2, .*--class-names.* got 3"):
+        with_labels_of(loaded, three)
+
+
+def test_half_precision_is_compared_with_its_own_code(tmp_path: Path) -> None:
+    path = write("zip", upstream().half(), tmp_path / "x")
+    source = convert(path, tmp_path / "out", trust=True).source
+    assert source is not None
+    assert source < 1e-3
+
+
 def test_files_of_no_family(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"a model of a known family \(.*protopnet"):
         load_checkpoint(write("zip", nn.Linear(2, 3).state_dict(), tmp_path / "x"))

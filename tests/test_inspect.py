@@ -199,6 +199,54 @@ def test_our_own_format(tmp_path: Path) -> None:
         inspect_checkpoint(tmp_path / "nowhere")
 
 
+def test_our_own_tensors_are_read_with_their_description(tmp_path: Path) -> None:
+    described = Description("protopnet", "conv-small", (6, 8, 1, 1), 3)
+    save_checkpoint(tmp_path, FAMILY.build(described), described)
+    assert inspect_checkpoint(tmp_path / "model.safetensors") == inspect_checkpoint(tmp_path)
+    edits = {"family": ("nobody", "an installed family"), "backbone": ("resnet18", r"missing|unexpected")}
+    whole = json.loads((tmp_path / "model.json").read_text())
+    for name, (value, message) in edits.items():
+        (tmp_path / "model.json").write_text(json.dumps(whole | {name: value}))
+        assert re.search(f"^no: .*({message})", inspect_checkpoint(tmp_path).loads)
+        with pytest.raises(CheckpointError, match=message):
+            load_checkpoint(tmp_path)
+
+
+def double(model: PPNet) -> None:
+    model.double()
+
+
+def activation(model: PPNet) -> None:
+    model.prototype_activation_function = functional.relu
+
+
+def stride(model: PPNet) -> None:
+    next(m for m in model.features.modules() if isinstance(m, nn.Conv2d)).stride = (1, 1)
+
+
+def hook(model: PPNet) -> None:
+    model.register_forward_hook(print)
+
+
+def large(model: PPNet) -> None:
+    model.img_size = 5000
+
+
+@pytest.mark.parametrize("change", [double, activation, stride, hook, large], ids=lambda f: f.__name__)
+def test_what_is_not_loaded_is_not_said_to_load(change: Callable[[PPNet], None], tmp_path: Path) -> None:
+    model = upstream()
+    change(model)
+    path = write("zip", model, tmp_path / "x")
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(path)
+    assert inspect_checkpoint(path).loads == f"no: {caught.value} (with trust it runs its own)"
+
+
+def test_a_state_dict_that_is_not_loaded_whatever_is_told(tmp_path: Path) -> None:
+    path = write("zip", upstream().double().state_dict(), tmp_path / "x")
+    assert "expected dtype torch.float32, got torch.float64" in inspect_checkpoint(path).loads
+
+
 def test_attributes_that_the_published_class_does_not_have(tmp_path: Path) -> None:
     model = upstream()
     model.topk_k, model.tau, model.scaled = 1, 0.5, True  # type: ignore[assignment]
