@@ -293,7 +293,7 @@ def _size(foreign: Foreign, stated: Stated, assumed: list[str]) -> tuple[int, in
     if said is None:
         assumed.append(f"size: {_SIZE}")
         return _SIZE, _SIZE
-    if not isinstance(said, (tuple, list)) or len(said) != 2:
+    if not isinstance(said, (tuple, list)) or len(said) != 2 or not all(_is_number(side) for side in said):
         raise CheckpointError(expected(f"{foreign.path}: img_size", "a number or a pair", type(said).__name__))
     height, width = (check_count("img_size", side) for side in said)
     if max(height, width) > _LARGEST:
@@ -306,9 +306,14 @@ def _epsilon(foreign: Foreign, assumed: list[str]) -> float:
     if said is None:
         assumed.append(f"epsilon: {_EPSILON}")
         return _EPSILON
-    if not isinstance(said, (int, float)):
-        raise CheckpointError(expected(f"{foreign.path}: epsilon", "a number", type(said).__name__))
+    if not _is_number(said):
+        raise CheckpointError(expected(f"{foreign.path}: epsilon", "a number", shown(said)))
     return float(said)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number that floats can be and that Python writes out."""
+    return isinstance(value, float) or (type(value) is int and value.bit_length() <= 64)
 
 
 def _crop(stated: Stated, assumed: list[str]) -> str:
@@ -323,7 +328,7 @@ def _normalisation(foreign: Foreign, stated: Stated, assumed: list[str]) -> dict
     found: dict[str, Any] = {}
     for name, given, default in (("mean", stated.mean, IMAGENET_MEAN), ("std", stated.std, IMAGENET_STD)):
         said = foreign.attributes.get(name)
-        if isinstance(said, (tuple, list)) and all(type(v) in (int, float) for v in said):
+        if isinstance(said, (tuple, list)) and all(_is_number(v) for v in said):
             if given is not None and tuple(given) != tuple(said):
                 raise CheckpointError(expected(f"{foreign.path}: {name}", str(tuple(given)), shown(said)))
             given = tuple(said)

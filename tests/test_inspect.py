@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from protomask.checkpoint import Description, load_checkpoint, recognise, save_checkpoint
 from protomask.cli import main
-from protomask.errors import CheckpointError
+from protomask.errors import CheckpointError, ProtomaskError
 from protomask.foreign import Foreign, Stated, without_prefix
 from protomask.inspection import as_text, inspect_checkpoint
 from protomask.training.backbones import BACKBONES
@@ -240,6 +240,23 @@ def test_what_is_not_loaded_is_not_said_to_load(change: Callable[[PPNet], None],
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(path)
     assert inspect_checkpoint(path).loads == f"no: {caught.value} (with trust it runs its own)"
+
+
+@pytest.mark.parametrize("value", [10**6000, torch.ones(2), (torch.ones(2), 1), [torch.ones(2)], "x"], ids=range(5))
+def test_attributes_of_another_kind_are_refused(value: object, tmp_path: Path) -> None:
+    """Tensors where numbers belong, and numbers that Python refuses to write out."""
+    for name in ("epsilon", "img_size", "mean", "num_classes", "stride", "_forward_hooks"):
+        model = upstream()
+        owner = model.features.features[0] if name in ("stride", "_forward_hooks") else model
+        setattr(owner, name, value)
+        path = write("zip", model, tmp_path / "x")
+        loads = inspect_checkpoint(path).loads
+        if name == "mean":  # another name of theirs, unless it is a list of numbers
+            assert loads == "yes"
+            continue
+        assert loads.startswith("no: ")
+        with pytest.raises(ProtomaskError):
+            load_checkpoint(path)
 
 
 def test_a_state_dict_that_is_not_loaded_whatever_is_told(tmp_path: Path) -> None:
