@@ -11,6 +11,7 @@ stored too, by offering ``extra_tensors() -> dict`` and ``load_extra_tensors(dic
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -20,15 +21,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from protomask.checks import check_area, check_choice, check_count, check_number
-from protomask.errors import CheckpointError, InputError, ModelError, ProtomaskError, expected
+from protomask.errors import CheckpointError, HostileError, InputError, ModelError, ProtomaskError, expected
 from protomask.files import write_bytes, write_text
-from protomask.foreign import Foreign, Layout, Stated, check_harmless, read_foreign
+from protomask.foreign import MODULE, OTHER, Foreign, Layout, Stated, check_harmless, read_foreign, read_safetensors
 from protomask.model import IMAGENET_MEAN, IMAGENET_STD, Family, PrototypeModel, families, wrap
 from protomask.opening import is_file, is_folder, read_text
 from protomask.trusted import load_trusted
@@ -38,6 +39,7 @@ TENSORS = "model.safetensors"
 DESCRIPTION = "model.json"
 ACTIVATIONS = ("log", "linear", "cosine")
 ADD_ONS = ("regular", "bottleneck")
+DIGEST = "description_sha256"  # of what was saved; an edit of model.json leaves it as it is
 RESIZES = ("squash",)
 CROPS = ("none", "box")
 
@@ -168,7 +170,8 @@ class Checkpoint:
 def save_checkpoint(folder: str | os.PathLike[str], module: nn.Module, description: Description) -> Path:
     """Write ``model.safetensors`` and ``model.json`` into ``folder`` (made where it is missing); give the folder back.
 
-    Each file is written whole or not at all, so that an interrupted run leaves the one before.
+    Each file is written whole or not at all, so that an interrupted run leaves the one before. Both hold a digest of
+    the description: where it was interrupted between them and they are of two saves, loading refuses the pair.
 
     Raises:
         ResourceError: the folder cannot be written.
@@ -176,13 +179,16 @@ def save_checkpoint(folder: str | os.PathLike[str], module: nn.Module, descripti
     """
     folder = Path(folder)
     try:
-        text = json.dumps({"format_version": FORMAT_VERSION} | asdict(description), indent=2, allow_nan=False) + "\n"
+        values = json.dumps(asdict(description), allow_nan=False)
+        digest = hashlib.sha256(values.encode("utf-8")).hexdigest()
+        head = {"format_version": FORMAT_VERSION, DIGEST: digest}
+        text = json.dumps(head | asdict(description), indent=2, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise InputError(expected("description.extra", "plain, finite JSON values", error)) from error
     # Clones, since safetensors refuses tensors that share memory.
     tensors = {name: t.detach().cpu().clone().contiguous() for name, t in _tensors_of(module).items()}
     # As bytes, since safetensors' own writer leaves a file that only its owner can read.
-    write_bytes(folder / TENSORS, serialise(tensors, metadata={"format": "pt"}))
+    write_bytes(folder / TENSORS, serialise(tensors, metadata={"format": "pt", DIGEST: digest}))
     write_text(folder / DESCRIPTION, text)
     return folder
 
@@ -194,6 +200,18 @@ def read_description(folder: str | os.PathLike[str]) -> Description:
         CheckpointError: no such folder or file, no JSON, another format version, or a value of the wrong kind.
     """
     path = _member(Path(folder), DESCRIPTION)
+    values = _values(path)
+    values.pop(DIGEST, None)
+    try:
+        sources = _sequence("prototypes", values.get("prototypes", ()))
+        values["prototypes"] = tuple(_record(PrototypeSource, "prototypes", source) for source in sources)
+        return _record(Description, "description", values)
+    except InputError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _values(path: Path) -> dict[str, Any]:
+    """The JSON object in a description's file, of our format version."""
     try:
         values = json.loads(read_text(path, "a JSON file", CheckpointError))
     except RecursionError as error:
@@ -208,41 +226,73 @@ def read_description(folder: str | os.PathLike[str]) -> Description:
         raise CheckpointError(
             expected(f"{path}: format_version", str(FORMAT_VERSION), repr(values.get("format_version")))
         )
-    try:
-        sources = _sequence("prototypes", values.get("prototypes", ()))
-        values["prototypes"] = tuple(_record(PrototypeSource, "prototypes", source) for source in sources)
-        return _record(Description, "description", values)
-    except InputError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    return values
 
 
 def load_checkpoint(path: str | os.PathLike[str], *, stated: Stated | None = None, trust: bool = False) -> Checkpoint:
     """The checkpoint at ``path``, on the CPU, in float32 and evaluation mode.
 
-    A folder is one of ours. A file is a foreign checkpoint: a state dict, a dict that holds one, or a whole module, by
-    ``torch.save`` or as safetensors. It is read without running anything (:mod:`protomask.foreign`) and taken into the
-    reference model of the family that recognises it.
+    A folder is one of ours, also where its ``model.safetensors`` is named. Any other file is a foreign checkpoint: a
+    state dict, a dict that holds one, or a whole module, by ``torch.save`` or as safetensors. It is read without
+    running anything (:mod:`protomask.foreign`) and taken into the reference model of the family that recognises it.
 
     Args:
         path: a folder of ours, or a foreign file.
         stated: what the user says about a foreign file.
-        trust: whether a foreign file that cannot be had otherwise may run its own code (:func:`protomask.trusted`).
+        trust: whether a whole module that cannot be had otherwise may run its own code (:mod:`protomask.trusted`). A
+            state dict never does, nor does a file that holds no module and would call what no model needs.
 
     Raises:
         CheckpointError: a file is missing, truncated or of another format, the description is wrong or names a family
             that is not installed, or a tensor is missing, unexpected, of another shape or not finite; a foreign file is
-            of no family's form, or lacks what only the user can say, or needs code.
+            of no family's form, or lacks what only the user can say, or needs code (:class:`HostileError`: would call
+            what no model needs).
         ModelError: the family's adapter refuses the module.
     """
-    path = Path(path)
+    path = own_folder(path)
     if not is_file(path):
         return _load_folder(path)
+    stated = stated or Stated()
+    foreign = read_foreign(path, key=stated.key)
     try:
-        return _load_foreign(path, stated or Stated())
+        return _load_foreign(foreign, stated)
     except (CheckpointError, ModelError) as error:
-        if not trust:
+        if not trust or not _may_run(foreign, error):
             raise
         return _load_trusted(path, error)
+
+
+def own_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder of a checkpoint of ours where its ``model.safetensors`` is named, else the path as it came.
+
+    The tensors alone do not say the input's size, its normalisation or the classes' names.
+    """
+    path = Path(path)
+    return path.parent if path.name == TENSORS and is_file(path.with_name(DESCRIPTION)) else path
+
+
+def check_folder(folder: Path) -> dict[str, Tensor]:
+    """What of :func:`load_checkpoint` needs no tensor's content, for a folder of ours.
+
+    Returns:
+        its tensors by name, on the ``meta`` device.
+
+    Raises:
+        CheckpointError: as there.
+    """
+    path, family, description, tensors = _opened(folder, lambda path: read_safetensors(path, data=False))
+    _check_outline(path, folder, family, description, tensors)
+    return tensors
+
+
+def check_foreign(foreign: Foreign, stated: Stated) -> None:
+    """What of :func:`load_checkpoint` needs no tensor's content, for a foreign file read without data.
+
+    Raises:
+        ProtomaskError: as there.
+    """
+    family, description, tensors = _adopted(foreign, stated)
+    _check_outline(foreign.path, foreign.path, family, description, tensors)
 
 
 def recognise(foreign: Foreign) -> tuple[Family, Layout] | None:
@@ -253,12 +303,31 @@ def recognise(foreign: Foreign) -> tuple[Family, Layout] | None:
 
 
 def _load_folder(folder: Path) -> Checkpoint:
+    path, family, description, tensors = _opened(folder, _read_tensors)
+    return _filled(path, folder, family, description, tensors)
+
+
+def _opened(
+    folder: Path, read: Callable[[Path], dict[str, Tensor]]
+) -> tuple[Path, Family, Description, dict[str, Tensor]]:
+    """A folder of ours: its tensors' file, its family, its description, and the tensors, which belong together."""
     description = read_description(folder)
     family = _family(folder, description)
     path = _member(folder, TENSORS)
-    tensors = _read_tensors(path)
+    tensors = read(path)
+    _check_pair(folder, path)
     _check_size(folder, description, tensors)
-    return _filled(path, folder, family, description, tensors)
+    return path, family, description, tensors
+
+
+def _check_pair(folder: Path, path: Path) -> None:
+    """CheckpointError where the tensors and the description are of two saves, the second of them interrupted."""
+    with safe_open(path, framework="pt") as file:
+        stored = (file.metadata() or {}).get(DIGEST)
+    said = _values(folder / DESCRIPTION).get(DIGEST)
+    if None not in (stored, said) and stored != said:
+        came = "those of another save (one was interrupted: save again)"
+        raise CheckpointError(expected(str(path), f"the tensors that {DESCRIPTION} was written with", came))
 
 
 def _load_trusted(path: Path, reason: Exception) -> Checkpoint:
@@ -269,16 +338,24 @@ def _load_trusted(path: Path, reason: Exception) -> Checkpoint:
     return Checkpoint(wrap(module), module, None, path.parent)
 
 
-def _load_foreign(path: Path, stated: Stated) -> Checkpoint:
-    foreign = read_foreign(path, key=stated.key)
+def _may_run(foreign: Foreign, reason: Exception) -> bool:
+    """Whether trust may run a file's own code: only where that can give what reading it as data cannot, a module."""
+    return foreign.kind == MODULE or (foreign.kind == OTHER and not isinstance(reason, HostileError))
+
+
+def _load_foreign(foreign: Foreign, stated: Stated) -> Checkpoint:
     check_harmless(foreign)
+    family, description, tensors = _adopted(foreign, stated)
+    return _filled(foreign.path, foreign.path, family, description, tensors)
+
+
+def _adopted(foreign: Foreign, stated: Stated) -> tuple[Family, Description, dict[str, Tensor]]:
     known = recognise(foreign)
     if known is None or known[0].adopt is None:
         some = ", ".join(list(foreign.tensors)[:3])
         wanted = f"a model of a known family ({', '.join(families())})"
-        raise CheckpointError(expected(str(path), wanted, f"a {foreign.kind} with {some}, ..."))
-    description, tensors = known[0].adopt(foreign, known[1], stated)
-    return _filled(path, path, known[0], description, tensors)
+        raise CheckpointError(expected(str(foreign.path), wanted, f"a {foreign.kind} with {some}, ..."))
+    return known[0], *known[0].adopt(foreign, known[1], stated)
 
 
 def _filled(
@@ -286,13 +363,19 @@ def _filled(
 ) -> Checkpoint:
     """The family's module with the tensors of ``path`` in it; ``source`` is the folder or file it all came from."""
     # First without memory for its weights, since a description may ask for layers of any size.
-    with torch.device("meta"):
-        outline = _build(source, family, description)
-    _check_tensors(path, _tensors_of(outline), tensors)
+    _check_outline(path, source, family, description, tensors)
     module = _build(source, family, description)
     _fill(path, module, tensors)
     module.eval()
     return Checkpoint(family.wrap(module), module, description, source if is_folder(source) else source.parent)
+
+
+def _check_outline(
+    path: Path, source: Path, family: Family, description: Description, tensors: Mapping[str, Tensor]
+) -> None:
+    with torch.device("meta"):
+        outline = _build(source, family, description)
+    _check_tensors(path, _tensors_of(outline), tensors)
 
 
 def _member(folder: Path, name: str) -> Path:
@@ -391,7 +474,7 @@ def _check_tensor(name: str, tensor: Tensor, wanted: Tensor) -> None:
     lossless = wanted.dtype == torch.float32 and tensor.dtype in (torch.float16, torch.bfloat16)
     if tensor.dtype != wanted.dtype and not lossless:
         raise CheckpointError(expected(name, f"dtype {wanted.dtype}", tensor.dtype))
-    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+    if tensor.is_floating_point() and not tensor.is_meta and not torch.isfinite(tensor).all():
         bad = int((~torch.isfinite(tensor)).sum())
         raise CheckpointError(expected(name, "finite values", f"{bad} NaN or infinite of {tensor.numel()}"))
 

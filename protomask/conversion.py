@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from protomask.checkpoint import Checkpoint, Description, load_checkpoint, save_checkpoint
+from protomask.checkpoint import Checkpoint, Description, load_checkpoint, own_folder, save_checkpoint
 from protomask.errors import CheckpointError, ModelError, expected
 from protomask.foreign import Stated
 from protomask.model import PrototypeModel, untouched, wrap
@@ -53,6 +53,8 @@ def convert(
         ModelError: the family's adapter refuses the module.
         ResourceError: the folder cannot be written.
     """
+    if own_folder(path) != Path(path):
+        raise CheckpointError(expected("checkpoint", f"a foreign file at {path}", "one of ours, in our format already"))
     if not is_file(path):
         raise CheckpointError(expected("checkpoint", f"a file at {path}", "no file"))
     read = load_checkpoint(path, stated=stated)
@@ -71,7 +73,7 @@ def _proved(description: Description, gap: float) -> Description:
 
 
 def _against_source(path: Path, read: Checkpoint, description: Description) -> float | None:
-    module = load_trusted(path)
+    module = load_trusted(path).float()  # as what was read
     return _against(read, wrap(module), description, _ROUNDING, "the file's own code")
 
 

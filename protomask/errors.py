@@ -23,6 +23,10 @@ class CheckpointError(ProtomaskError, ValueError):
     """A checkpoint is truncated, of another format, or would need arbitrary code to load."""
 
 
+class HostileError(CheckpointError):
+    """A checkpoint would call what no model needs; the message names it."""
+
+
 class DataError(ProtomaskError, ValueError):
     """A data set's files are missing, corrupt or disagree with each other."""
 

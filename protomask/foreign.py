@@ -9,33 +9,33 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from protomask.errors import CheckpointError, expected
+from protomask.errors import CheckpointError, HostileError, expected
 from protomask.opening import check_regular
-from protomask.pickles import ALLOWED, Global, Inert, read_pickled
+from protomask.pickles import ALLOWED, HARMLESS, Global, Inert, never, read_pickled
 
 STATE_DICT, MODULE, OTHER = "state dict", "module", "other"
 # Where trainers keep the weights, the likeliest first.
 KEYS = ("state_dict", "model_state_dict", "model", "model_state", "net", "network", "ppnet", "module", "weights")
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "ppnet.")
+# What a ProtoPNet's names begin with: where they all lie under one prefix, what lies elsewhere is not the model's.
+_MODEL = ("prototype_vectors", "features.", "last_layer")
 _WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
 _MAX_MODULES, _MAX_DEPTH, _MAX_NAME = 100_000, 100, 500
 
-# What the standard library offers that makes a value and does nothing else.
-_HARMLESS_MODULES = ("pathlib", "datetime", "decimal", "fractions", "uuid", "enum", "collections", "_collections")
-_HARMLESS = {("argparse", "Namespace"), ("types", "SimpleNamespace"), ("functools", "partial"), ("builtins", "slice")}
-_HARMLESS |= {("logging", "getLogger"), ("re", "_compile"), ("numpy.random._pickle", "__randomstate_ctor")}
-_HARMLESS |= {("builtins", name) for name in ("range", "complex", "int", "float", "bool", "str", "object")}
 _KNOWN_LIBRARIES = ("torch", "torchvision", "numpy")
+_GETATTR = Global("builtins", "getattr")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +49,7 @@ class Foreign:
         keys: under which keys of wrapping dicts it lies, outermost first; empty where it is not wrapped.
         prefix: what was taken off all names, such as ``"module."`` of DataParallel.
         tensors: the state dict, by name without prefix; a module's is put together from its stand-ins.
+        beside: names of tensors that lie beside the model's in the same dict, such as a counter's or a loss's.
         attributes: a module's other attributes: plain values, tensors outside the state dict, names, stand-ins.
         root: the module's stand-in.
         uses: how the pickle uses each global it names.
@@ -61,6 +62,7 @@ class Foreign:
     keys: tuple[str, ...] = ()
     prefix: str = ""
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
     attributes: Mapping[str, Any] = field(default_factory=dict)
     root: Inert | None = None
     uses: Mapping[Global, frozenset[str]] = field(default_factory=dict)
@@ -156,12 +158,13 @@ def check_harmless(foreign: Foreign) -> None:
     deserves trust.
 
     Raises:
-        CheckpointError: with the names of what it would call.
+        HostileError: with the names of what it would call.
+        CheckpointError: it holds no model.
     """
     suspects = sorted(str(name) for name, how in foreign.uses.items() if verdict(name, how) == "refused")
     if suspects:
         came = f"one that would call {', '.join(suspects[:5])}"
-        raise CheckpointError(expected(str(foreign.path), "a checkpoint that only describes a model", came))
+        raise HostileError(expected(str(foreign.path), "a checkpoint that only describes a model", came))
     if foreign.problem:
         raise CheckpointError(foreign.problem)
 
@@ -174,14 +177,17 @@ def verdict(name: Global, how: frozenset[str]) -> str:
     model has no need of.
     """
     library = name.module.partition(".")[0]
-    if "chained" in how and library in sys.stdlib_module_names:
+    known = library in _KNOWN_LIBRARIES or library in sys.stdlib_module_names
+    # What getattr gives may be a class that state would change for all.
+    if never(name) or (known and "chained" in how) or (name == _GETATTR and "set" in how):
         return "refused"
-    if name in ALLOWED or (name.module.startswith("torch") and name.name.endswith("Storage")):
+    if name in ALLOWED or (name.module.startswith("torch") and re.fullmatch(r"\w+Storage", name.name)):
         return "data"
-    if name.module in _HARMLESS_MODULES or (name.module, name.name) in _HARMLESS:
+    if name in HARMLESS:
         return "class"
-    rebuild = name.module.startswith("torch") and name.name.startswith("_rebuild_")
-    if "called" in how and not rebuild and (library in _KNOWN_LIBRARIES or library in sys.stdlib_module_names):
+    # Names with dots are other modules' functions: each module holds those that it imports.
+    rebuild = name.module == "torch._utils" and re.fullmatch(r"_rebuild_\w+", name.name)
+    if "called" in how and known and not rebuild:
         return "refused"
     return "class" if library in _KNOWN_LIBRARIES else "code"
 
@@ -197,14 +203,35 @@ def _is_safetensors(path: Path) -> bool:
     return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < size
 
 
-def _read_safetensors(path: Path, data: bool) -> Foreign:
+def read_safetensors(path: Path, *, data: bool = True) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by name; without ``data``, on the ``meta`` device and not read.
+
+    Raises:
+        CheckpointError: damaged.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: _of_file(file, name, data) for name in file.keys()}  # noqa: SIM118
+            return {name: _of_file(file, name, data) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        return Foreign(path, "safetensors", OTHER, problem=expected(str(path), "a whole safetensors file", error))
-    prefix, tensors = without_prefix(tensors)
-    return Foreign(path, "safetensors", STATE_DICT, prefix=prefix, tensors=tensors)
+        raise CheckpointError(expected(str(path), "a whole safetensors file", error)) from error
+
+
+def _read_safetensors(path: Path, data: bool) -> Foreign:
+    try:
+        return _state_dict(path, "safetensors", read_safetensors(path, data=data))
+    except CheckpointError as error:
+        return Foreign(path, "safetensors", OTHER, problem=str(error))
+
+
+def _state_dict(
+    path: Path,
+    form: str,
+    tensors: Mapping[str, Tensor],
+    keys: tuple[str, ...] = (),
+    uses: Mapping[Global, frozenset[str]] = MappingProxyType({}),
+) -> Foreign:
+    prefix, found, beside = without_prefix(tensors)
+    return Foreign(path, form, STATE_DICT, keys, prefix, found, beside, uses=uses)
 
 
 def _of_file(file: Any, name: str, data: bool) -> Tensor:
@@ -220,12 +247,11 @@ def _found(path: Path, form: str, value: Any, uses: Mapping[Global, frozenset[st
     if isinstance(inner, Inert):
         root, wrapper = _unwrapped(inner)
         tensors = _checked_names(dict(_module_tensors(root)))
-        return Foreign(path, form, MODULE, keys, wrapper, tensors, _attributes(root), root, uses)
+        return Foreign(path, form, MODULE, keys, wrapper, tensors, (), _attributes(root), root, uses)
     if inner is None:
         came = f"{_kind(value)} at its root"
         raise CheckpointError(expected(str(path), "a state dict, a module, or a dict with one of them", came))
-    prefix, tensors = without_prefix(_checked_names(inner))
-    return Foreign(path, form, STATE_DICT, keys, prefix, tensors, {}, None, uses)
+    return _state_dict(path, form, _checked_names(inner), keys, uses)
 
 
 def _checked_names(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -286,14 +312,36 @@ def _unwrapped(module: Inert) -> tuple[Inert, str]:
     return module, prefix
 
 
-def without_prefix(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-    """(what all names begin with, of DataParallel and its like; the tensors by the rest of their names)."""
+def without_prefix(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor], tuple[str, ...]]:
+    """What a model's names begin with, of DataParallel and its like, and its tensors by the rest of their names.
+
+    All names have the prefix, or those of the model do and of no other known prefix: ``AveragedModel`` counts beside
+    the model, Lightning keeps the loss there.
+
+    Returns:
+        (the prefix, the tensors without it, the names that do not have it).
+    """
     taken = ""
     found = dict(tensors)
-    while found and (common := next((p for p in PREFIXES if all(k.startswith(p) for k in found)), None)):
-        found = {k.removeprefix(common): v for k, v in found.items()}
+    while found and (common := _common_prefix(found)):
+        found = {k.removeprefix(common): v for k, v in found.items() if k.startswith(common)}
         taken += common
-    return taken, found
+    return taken, found, tuple(k for k in tensors if not k.startswith(taken))
+
+
+def _common_prefix(names: Iterable[str]) -> str:
+    shared = next((p for p in PREFIXES if all(k.startswith(p) for k in names)), None)
+    if shared is not None:
+        return shared
+    covering = [p for p in PREFIXES if _is_model(k.removeprefix(p) for k in names if k.startswith(p))]
+    bare = any(k.startswith(_MODEL) for k in names)
+    return covering[0] if len(covering) == 1 and not bare else ""
+
+
+def _is_model(names: Iterable[str]) -> bool:
+    """Whether the names are a model's, bare or wrapped once more."""
+    bare = {k.removeprefix(next((p for p in PREFIXES if k.startswith(p)), "")) for k in names}
+    return all(any(k.startswith(part) for k in bare) for part in _MODEL)
 
 
 def _children(module: Inert) -> dict[str, Inert]:

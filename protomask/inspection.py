@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -11,12 +10,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from protomask.checkpoint import TENSORS, Description, read_description, recognise
-from protomask.errors import CheckpointError, expected
-from protomask.foreign import MODULE, Foreign, Layout, check_harmless, parameter_count, read_foreign, verdict
+from protomask.checkpoint import (
+    TENSORS,
+    Description,
+    check_folder,
+    check_foreign,
+    own_folder,
+    read_description,
+    recognise,
+)
+from protomask.errors import CheckpointError, ProtomaskError
+from protomask.foreign import (
+    MODULE,
+    Foreign,
+    Layout,
+    Stated,
+    check_harmless,
+    parameter_count,
+    read_foreign,
+    read_safetensors,
+    verdict,
+)
 from protomask.opening import check_regular, is_folder
 from protomask.pickles import Inert, printable
 
@@ -57,7 +73,7 @@ class Inspection:
         dtypes: tensors by dtype.
         layout: what the names and shapes imply; None where no family knows them.
         attributes: a module's plain attributes, as short texts.
-        loads: whether ``load_checkpoint`` takes it as it is: ``"yes"``, or why not.
+        loads: whether ``load_checkpoint`` takes it as it is, but for its tensors' values: ``"yes"``, or why not.
     """
 
     path: str
@@ -86,7 +102,7 @@ def inspect_checkpoint(path: str | os.PathLike[str], *, key: str | None = None) 
     Raises:
         CheckpointError: nothing there, or a folder that is no checkpoint of ours.
     """
-    path = Path(path)
+    path = own_folder(path)
     if is_folder(path):
         return _ours(path)
     size = check_regular(path, "a checkpoint: a folder or a file", CheckpointError)
@@ -104,7 +120,7 @@ def inspect_checkpoint(path: str | os.PathLike[str], *, key: str | None = None) 
         tuple(Use(str(n), verdict(n, how), tuple(sorted(how))) for n, how in foreign.uses.items()),
         len(foreign.tensors),
         parameter_count(foreign.tensors),
-        dict(Counter(str(t.dtype).removeprefix("torch.") for t in foreign.tensors.values())),
+        _dtypes(foreign.tensors),
         layout,
         {name: shown(value) for name, value in foreign.attributes.items() if name != "features"},
         _whether(foreign, layout),
@@ -122,31 +138,50 @@ def _whether(foreign: Foreign, layout: Layout | None) -> str:
         return f"no: {layout.refused}" + (" (with trust it runs its own)" if foreign.kind == MODULE else "")
     missing = [] if len(layout.backbones) == 1 else ["the backbone"]
     missing += [] if layout.has_classes else ["each prototype's class (bb.npy, or prototypes per class)"]
+    stated = _as_if_told(layout)
+    if stated is not None:
+        try:
+            check_foreign(foreign, stated)
+        except ProtomaskError as error:
+            return f"no: {error}" + (" (with trust it runs its own)" if foreign.kind == MODULE else "")
     return f"when told {' and '.join(missing)}" if missing else "yes"
+
+
+def _as_if_told(layout: Layout) -> Stated | None:
+    """What has to be said before the rest can be compared; None where nothing that could be made up is possible."""
+    if len(layout.backbones) != 1:
+        return None
+    if layout.has_classes:
+        return Stated()
+    each, rest = divmod(layout.prototype_shape[0], max(1, layout.num_classes))
+    return None if rest or not each else Stated(prototypes_per_class=each)
 
 
 def _ours(folder: Path) -> Inspection:
     description = read_description(folder)
     path = folder / TENSORS
+    loads = "yes"
     try:
-        with safe_open(path, framework="pt") as file:
-            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            shapes = {name: (part.get_shape(), str(part.get_dtype())) for name, part in parts.items()}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(expected(str(path), "a whole safetensors file", error)) from error
-    statistics = ("running_mean", "running_var", "prototype_class_identity")
-    counted = [s for n, (s, d) in shapes.items() if "F" in d and n.rpartition(".")[2] not in statistics]
+        check_folder(folder)
+    except ProtomaskError as error:
+        loads = f"no: {error}"
+    tensors = read_safetensors(path, data=False)
     return Inspection(
         str(folder),
         path.stat().st_size,
         "folder",
         OURS,
-        tensors=len(shapes),
-        parameters=sum(math.prod(shape) for shape in counted),
-        dtypes=dict(Counter(dtype for _, dtype in shapes.values())),
+        tensors=len(tensors),
+        parameters=parameter_count({n: t for n, t in tensors.items() if n != "prototype_class_identity"}),
+        dtypes=_dtypes(tensors),
         layout=_layout(description),
         attributes={"size": str(description.size), "activation": description.activation},
+        loads=loads,
     )
+
+
+def _dtypes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    return dict(Counter(str(t.dtype).removeprefix("torch.") for t in tensors.values()))
 
 
 def _layout(description: Description) -> Layout:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from protomask.errors import CheckpointError, expected
 from protomask.foreign import submodules
+from protomask.inspection import shown
 from protomask.pickles import Inert
 
 SETTINGS = (
@@ -36,7 +37,7 @@ def check_layers(root: Inert, module: nn.Module) -> None:
     inner = {path.rpartition(".")[0] for path in theirs if path}
     leaves = {path: layer for path, layer in theirs.items() if path not in inner}
     for path, layer in theirs.items():
-        if any(layer.attributes.get(name) for name in _HOOKS):
+        if any(_some(layer.attributes.get(name)) for name in _HOOKS):
             raise CheckpointError(expected(f"module {path or 'root'}", "no hooks", "some, which are code"))
     for path in sorted(ours.keys() | leaves.keys()):
         _check_layer(path, leaves.get(path), ours.get(path))
@@ -55,8 +56,14 @@ def _check_layer(path: str, came: Inert | None, wanted: nn.Module | None) -> Non
     for setting in SETTINGS:
         if setting in said and hasattr(wanted, setting):
             ours, theirs = _pair(getattr(wanted, setting)), _pair(said[setting])
-            if ours != theirs:
-                raise CheckpointError(expected(f"layer {path}: {setting}", str(ours), str(theirs)[:60]))
+            parts = theirs if isinstance(theirs, tuple) else (theirs,)
+            # Compared with a number, a tensor gives a tensor.
+            if any(isinstance(part, Tensor) for part in parts) or ours != theirs:
+                raise CheckpointError(expected(f"layer {path}: {setting}", str(ours), shown(theirs)[:60]))
+
+
+def _some(hooks: Any) -> bool:
+    return hooks is not None and not (isinstance(hooks, Mapping) and not hooks)
 
 
 def _pair(value: Any) -> Any:

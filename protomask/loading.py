@@ -6,13 +6,14 @@ import importlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from protomask.checkpoint import Description, load_checkpoint
+from protomask.checkpoint import Description, load_checkpoint, own_folder
 from protomask.data import Dataset, Sample
 from protomask.data.images import read_image
 from protomask.data.levels import Window, check_window
@@ -20,6 +21,7 @@ from protomask.errors import CheckpointError, DataError, InputError, ModelError,
 from protomask.foreign import Stated
 from protomask.model import Contract, contract, families
 from protomask.opening import is_file, is_folder
+from protomask.pickles import printable
 
 FORMS = "a checkpoint folder or file, demo:NAME or package.module:factory"
 
@@ -73,7 +75,7 @@ def load_model(text: str, device: str = "cpu", size: tuple[int, int] | None = No
         text: MODEL.
         device: a torch device, such as ``"cpu"`` or ``"cuda:0"``.
         size: (height, width) for a model that does not tell its input's size.
-        trust: whether a foreign checkpoint that cannot be read as data may run its own code.
+        trust: whether a whole module that cannot be read as data may run its own code.
 
     Raises:
         InputError: not one of the forms, or no input size.
@@ -82,7 +84,7 @@ def load_model(text: str, device: str = "cpu", size: tuple[int, int] | None = No
     """
     if text.startswith("demo:"):
         return _checkpoint(_demo(text.removeprefix("demo:")), text, device)
-    path = Path(text)
+    path = own_folder(text)
     if is_folder(path):
         return _checkpoint(path, path.name or text, device)
     if is_file(path):
@@ -109,6 +111,7 @@ def _checkpoint(
     model, description = contract(loaded.model), loaded.description
     if description is None:
         return _sized(name, model, size)
+    _say_assumed(path, _assumed(description))
     window = _window(path, description)
     told = (description.size, description.crop, description.class_names)
     return Loaded(name, model, *told, description, loaded.folder, window)
@@ -120,6 +123,19 @@ def _window(path: Path, description: Description) -> Window | None:
         return check_window(data.get("window") if isinstance(data, Mapping) else None)
     except InputError as error:
         raise CheckpointError(f"{path}: extra.data.{error}") from error
+
+
+def _assumed(description: Description) -> str:
+    """What a foreign file did not say, as one line; empty where it said all."""
+    said = description.extra.get("assumed")
+    return ", ".join(printable(str(part)) for part in said) if isinstance(said, (list, tuple)) else ""
+
+
+@cache
+def _say_assumed(path: Path, assumed: str) -> None:
+    """On standard error, once per process, since a model may be loaded several times."""
+    if assumed:
+        print(f"{path}: assumed, since the file does not say: {assumed}", file=sys.stderr)
 
 
 def _made(text: str, device: str, size: tuple[int, int] | None) -> Loaded:
@@ -186,8 +202,13 @@ def with_labels_of(loaded: Loaded, dataset: Dataset) -> Dataset:
     """The data set with the model's class indices; as it is where the model names no classes or they agree.
 
     Raises:
-        DataError: the data set has a class that the model does not know.
+        DataError: the data set has a class that the model does not know, or the model names none and has another number
+            of them, so that nothing tells which is which.
     """
+    known_count = None if loaded.description is None else loaded.description.num_classes
+    if not loaded.class_names and known_count not in (None, len(dataset.class_names)):
+        wanted = f"the model's {known_count}, since it names none (`protomask convert --class-names` does)"
+        raise DataError(expected("classes of the data", wanted, len(dataset.class_names)))
     if not loaded.class_names or tuple(dataset.class_names) == loaded.class_names:
         return dataset
     known = {name: k for k, name in enumerate(loaded.class_names)}

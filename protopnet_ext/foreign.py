@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,8 @@ from protomask.inspection import shown
 from protomask.layers import check_layers
 from protomask.model import IMAGENET_MEAN, IMAGENET_STD
 from protomask.opening import check_regular
-from protomask.pickles import Inert
-from protomask.training.backbones import BACKBONES
+from protomask.pickles import Inert, printable
+from protomask.training.backbones import BACKBONES, check_backbone
 
 from .model import ACTIVATIONS, build
 
@@ -47,10 +47,18 @@ _LARGEST = 2048  # pixels along a side, unless stated: a file may not make us dr
 _DESCENDANTS = (
     ("prototype_vectors_support", "ST-ProtoPNet", "it has two banks of prototypes"),
     ("proto_presence", "ProtoPool", "its classes share prototypes through slots"),
-    ("occurrence_module.", "XProtoNet", "it pools features by occurrence maps"),
+    ("occurrence_module.", "XProtoNet", "it pools features by occurrence maps; of one of ours, give the folder"),
     ("activation_weight", "EvalProtoPNet", "it compares by projection and has no last layer"),
     ("cap_width_l2", "a ProtoPNet with capped activations", "it bounds its activations"),
 )
+# What the published class and our reference model keep as attributes; what changes the pass where it is there.
+_ATTRIBUTES = frozenset(
+    (
+        *("img_size", "prototype_shape", "num_prototypes", "num_classes", "epsilon", "prototype_activation_function"),
+        *("proto_layer_rf_info", "mean", "std", "class_names", IDENTITY),
+    )
+)
+_POOLED = "topk_k"  # IAIA-BL's: the mean of so many smallest distances is pooled
 # The oldest DenseNet files write norm.1 where the layer is called norm1.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
 
@@ -72,7 +80,7 @@ def recognise(foreign: Foreign) -> Layout | None:
     if name and name not in CLASSES:
         reason = "its names are a ProtoPNet's, but what its class computes cannot be told without its code"
         return _described(foreign, name, reason)
-    return _described(foreign, "ProtoPNet", "")
+    return _described(foreign, "ProtoPNet", _another_pass(foreign))
 
 
 def adopt(foreign: Foreign, layout: Layout, stated: Stated) -> tuple[Description, dict[str, Tensor]]:
@@ -90,6 +98,7 @@ def adopt(foreign: Foreign, layout: Layout, stated: Stated) -> tuple[Description
         raise CheckpointError(expected(str(foreign.path), "a ProtoPNet", f"{layout.name}: {layout.refused}"))
     assumed: list[str] = []
     tensors = _tensors(foreign.tensors)
+    layout = _with_stated(foreign, layout, stated)
     description = Description(
         family=NAME,
         backbone=_backbone(foreign, layout, stated),
@@ -100,7 +109,7 @@ def adopt(foreign: Foreign, layout: Layout, stated: Stated) -> tuple[Description
         size=_size(foreign, stated, assumed),
         class_names=_class_names(foreign, stated),
         epsilon=_epsilon(foreign, assumed),
-        crop=stated.crop or "none",
+        crop=_crop(stated, assumed),
         **_normalisation(foreign, stated, assumed),
     )
     tensors[IDENTITY] = _identity(foreign, layout, stated)
@@ -109,11 +118,35 @@ def adopt(foreign: Foreign, layout: Layout, stated: Stated) -> tuple[Description
         unproved = (
             f"the forward pass of {foreign.class_name}, whose code is not in the file, is taken to be as published"
         )
+        unproved = "; ".join((unproved, *_unknown(foreign)))
     else:
         unproved = "the forward pass is taken to be a ProtoPNet's (a TesNet's state dict has the same names)"
-    source = {"file": foreign.path.name, "form": foreign.form, "kind": foreign.kind, "class": foreign.class_name}
+    source: dict[str, Any] = {"file": foreign.path.name, "form": foreign.form, "kind": foreign.kind}
+    source["class"] = foreign.class_name
+    if foreign.beside:
+        source["left aside"] = list(foreign.beside)
     extra = {"converted from": source, "assumed": assumed, "unproved": unproved}
     return replace(description, extra=extra), tensors
+
+
+def _another_pass(foreign: Foreign) -> str:
+    """Why the published forward pass is not the module's, where an attribute says so; else an empty text."""
+    pooled = foreign.attributes.get(_POOLED, 1)
+    return (
+        ""
+        if type(pooled) is int and pooled == 1
+        else f"it pools the mean of several distances ({_POOLED} = {shown(pooled)})"
+    )
+
+
+def _unknown(foreign: Foreign) -> list[str]:
+    """A sentence that names the plain attributes which neither the published class nor ours has, if there are any."""
+    known = _ATTRIBUTES | {_POOLED}
+    plain = [n for n, v in foreign.attributes.items() if n not in known and isinstance(v, (int, float, str))]
+    if not plain:
+        return []
+    names = ", ".join(printable(name, 40) for name in plain[:8]) + (", ..." if len(plain) > 8 else "")
+    return [f"attributes that the published class does not have: {names}; the forward pass may differ"]
 
 
 def _described(foreign: Foreign, name: str, refused: str) -> Layout:
@@ -121,12 +154,17 @@ def _described(foreign: Foreign, name: str, refused: str) -> Layout:
     vectors = next((t for k, t in tensors.items() if k.startswith("prototype_vectors")), None)
     last = next((t for k, t in tensors.items() if k.startswith("last_layer") and k.endswith("weight")), None)
     notes: list[str] = []
-    backbones, add_on = _fitting(tensors) if vectors is not None and vectors.dim() == 4 else ((), "")
+    likely = _named(foreign)
+    backbones, add_on = _fitting(tensors, likely) if vectors is not None and vectors.dim() == 4 else ((), "")
     if not refused and not add_on and backbones:
         refused = "its add-on layers are not a ProtoPNet's"
     has_classes = IDENTITY in foreign.attributes or IDENTITY in tensors
     if not refused and not has_classes:
         notes.append("the classes of the prototypes are not in the file")
+    if foreign.beside:
+        names = ", ".join(printable(name, 40) for name in foreign.beside[:8])
+        notes.append(f"{len(foreign.beside)} tensors beside the model are left aside: {names}")
+    notes += _unknown(foreign)
     return Layout(
         NAME,
         name,
@@ -140,19 +178,48 @@ def _described(foreign: Foreign, name: str, refused: str) -> Layout:
     )
 
 
-def _fitting(tensors: Mapping[str, Tensor]) -> tuple[tuple[str, ...], str]:
-    """The backbones whose names and shapes ``features.*`` has, and the kind of the add-on layers."""
+def _fitting(tensors: Mapping[str, Tensor], named: Sequence[str] = ()) -> tuple[tuple[str, ...], str]:
+    """The backbones whose names and shapes ``features.*`` has, cut ones where they are named, and the add-on layers.
+
+    Raises:
+        InputError: a backbone is named that cannot be built.
+    """
     came = {name: tuple(t.shape) for name, t in _tensors(tensors).items()}
     features = {k.replace("cnn_backbone.", "features.", 1): s for k, s in came.items()}
     features = _without_counters({k: s for k, s in features.items() if k.startswith("features.")})
     channels = next((s[1] for s in features.values() if len(s) == 4), 3)
-    likely = _likely(features) if channels in (1, 3) else []
-    found = tuple(n for n in likely if _shapes(n, channels, 1, "features.") == features)
+    tried = (named, _likely(features)) if channels in (1, 3) else ()
+    fitting = (tuple(n for n in some if _shapes(n, channels, 1, "features.") == features) for some in tried)
+    found = next((some for some in fitting if some), ())
     add_on = {k: s for k, s in came.items() if k.startswith("add_on_layers.")}
     depth = came["prototype_vectors"][1] if "prototype_vectors" in came else 0
     kinds = ADD_ONS if found and depth else ()
     fits = [k for k in kinds if _shapes(found[0], channels, depth, "add_on_layers.", k) == add_on]
     return found, fits[0] if fits else ""  # where both kinds fit they are the same layers
+
+
+def _named(foreign: Foreign) -> list[str]:
+    """The cut backbone that a whole module of ours names, if it can be built."""
+    modules = {} if foreign.root is None else foreign.root.attributes.get("_modules")
+    features = modules.get("features") if isinstance(modules, Mapping) else None
+    name = features.attributes.get("name") if isinstance(features, Inert) else None
+    if not isinstance(name, str) or "@" not in name:
+        return []
+    try:
+        _shapes(check_backbone(name), 3, 1, "features.")
+    except InputError:
+        return []
+    return [name]
+
+
+def _with_stated(foreign: Foreign, layout: Layout, stated: Stated) -> Layout:
+    """The layout where a backbone is stated that is tried only then: one that is cut."""
+    if stated.backbone is None or "@" not in check_backbone(stated.backbone):
+        return layout
+    backbones, add_on = _fitting(foreign.tensors, (stated.backbone,))
+    if backbones and not add_on:
+        raise CheckpointError(expected(f"{foreign.path}: add_on_layers", "a ProtoPNet's add-on layers", "others"))
+    return replace(layout, backbones=backbones, add_on=add_on)
 
 
 def _likely(features: Mapping[str, tuple[int, ...]]) -> list[str]:
@@ -188,7 +255,7 @@ def _tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _backbone(foreign: Foreign, layout: Layout, stated: Stated) -> str:
     if stated.backbone is not None:
-        check_choice("backbone", stated.backbone, BACKBONES)
+        check_backbone(stated.backbone)
         if stated.backbone not in layout.backbones:
             came = f"layers of {' or '.join(layout.backbones) or 'another network'}"
             raise CheckpointError(expected(f"{foreign.path}: features", f"the layers of {stated.backbone}", came))
@@ -221,11 +288,12 @@ def _size(foreign: Foreign, stated: Stated, assumed: list[str]) -> tuple[int, in
     if isinstance(said, int) and not isinstance(said, bool):
         said = (said, said)
     if stated.size is not None:
+        _check_agreement(foreign, "img_size", tuple(said) if isinstance(said, list) else said, tuple(stated.size))
         return stated.size
     if said is None:
         assumed.append(f"size: {_SIZE}")
         return _SIZE, _SIZE
-    if not isinstance(said, (tuple, list)) or len(said) != 2:
+    if not isinstance(said, (tuple, list)) or len(said) != 2 or not all(_is_number(side) for side in said):
         raise CheckpointError(expected(f"{foreign.path}: img_size", "a number or a pair", type(said).__name__))
     height, width = (check_count("img_size", side) for side in said)
     if max(height, width) > _LARGEST:
@@ -238,9 +306,20 @@ def _epsilon(foreign: Foreign, assumed: list[str]) -> float:
     if said is None:
         assumed.append(f"epsilon: {_EPSILON}")
         return _EPSILON
-    if not isinstance(said, (int, float)):
-        raise CheckpointError(expected(f"{foreign.path}: epsilon", "a number", type(said).__name__))
+    if not _is_number(said):
+        raise CheckpointError(expected(f"{foreign.path}: epsilon", "a number", shown(said)))
     return float(said)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number that floats can be and that Python writes out."""
+    return isinstance(value, float) or (type(value) is int and value.bit_length() <= 64)
+
+
+def _crop(stated: Stated, assumed: list[str]) -> str:
+    if stated.crop is None:
+        assumed.append("crop: none (the authors cut CUB to boxes)")
+    return stated.crop or "none"
 
 
 def _normalisation(foreign: Foreign, stated: Stated, assumed: list[str]) -> dict[str, Any]:
@@ -249,7 +328,9 @@ def _normalisation(foreign: Foreign, stated: Stated, assumed: list[str]) -> dict
     found: dict[str, Any] = {}
     for name, given, default in (("mean", stated.mean, IMAGENET_MEAN), ("std", stated.std, IMAGENET_STD)):
         said = foreign.attributes.get(name)
-        if given is None and isinstance(said, (tuple, list)) and all(isinstance(v, float) for v in said):
+        if isinstance(said, (tuple, list)) and all(_is_number(v) for v in said):
+            if given is not None and tuple(given) != tuple(said):
+                raise CheckpointError(expected(f"{foreign.path}: {name}", str(tuple(given)), shown(said)))
             given = tuple(said)
         if given is None:
             assumed.append(f"{name}: ImageNet's")
@@ -296,6 +377,8 @@ def _checked_identity(path: Path, said: Any, count: int, classes: int) -> Tensor
         came = list(said.shape) if isinstance(said, Tensor) else type(said).__name__
         raise CheckpointError(expected(f"{path}: {IDENTITY}", f"a tensor {[count, classes]}", came))
     identity = said.detach().float()
+    if identity.is_meta:  # not read
+        return identity
     if not bool((((identity == 0) | (identity == 1)).all(1) & (identity.sum(1) == 1)).all()):
         raise CheckpointError(expected(f"{path}: {IDENTITY}", "one class per prototype", "none, several or parts"))
     return identity

@@ -132,6 +132,27 @@ def test_an_interrupted_save_leaves_the_old_one(
     assert len(list(folder.iterdir())) == 2
 
 
+def test_two_halves_of_two_saves_are_no_pair(
+    folder: Path, description: Description, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the two files, a save would leave the new tensors with the old description."""
+
+    def killed(path: Path, text: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ours, "write_text", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(folder, Tiny(), replace(description, epsilon=0.5))
+    with pytest.raises(CheckpointError, match=r"expected the tensors that .* got those of another save"):
+        load_checkpoint(folder)
+    save_checkpoint(folder, Tiny(), description)
+    edit(folder, epsilon=0.25)  # by hand
+    assert load_checkpoint(folder).description == replace(description, epsilon=0.25)
+    edit(folder, description_sha256=...)  # as before there was one
+    assert load_checkpoint(folder).description == replace(description, epsilon=0.25)
+
+
 def test_unwritable_folder(tmp_path: Path, description: Description) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ResourceError, match=r"model\.safetensors: expected a file that can be written"):

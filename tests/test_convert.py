@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from protomask.checkpoint import load_checkpoint
+import protopnet_ext
+import xprotonet_ext
+from protomask.checkpoint import Description, load_checkpoint, save_checkpoint
 from protomask.cli import main
 from protomask.conversion import convert
-from protomask.errors import CheckpointError, InputError, ProtomaskError
+from protomask.data import Planted
+from protomask.errors import CheckpointError, DataError, HostileError, InputError, ProtomaskError
 from protomask.foreign import Stated
-from protomask.loading import load_model
+from protomask.loading import load_model, with_labels_of
 from protopnet_ext import wrap
 from tests.ppnet import PPNet
 from tests.upstream import FORMS, boxes, fill, repository, save_tensors, upstream, write
@@ -52,7 +56,7 @@ def test_state_dicts(form: str, tmp_path: Path) -> None:
     assert loaded.description.backbone == "conv-small"
     assert loaded.description.size == (64, 64)
     assumed = " / ".join(loaded.description.extra["assumed"])
-    for part in ("activation: log", "epsilon", "mean", "std"):
+    for part in ("activation: log", "epsilon", "mean", "std", "crop: none (the authors cut CUB to boxes)"):
         assert part in assumed
     assert "TesNet" in loaded.description.extra["unproved"]
     assert "size" not in assumed
@@ -161,6 +165,8 @@ def test_what_is_stated_must_agree(tmp_path: Path) -> None:
         load_checkpoint(path, stated=Stated(backbone="resnet18"))
     with pytest.raises(CheckpointError, match="prototype_activation_function: expected linear, got 'log'"):
         load_checkpoint(path, stated=Stated(activation="linear"))
+    with pytest.raises(CheckpointError, match=r"img_size: expected \(96, 96\), got \(64, 64\)"):
+        load_checkpoint(path, stated=Stated(size=(96, 96)))
     with pytest.raises(InputError, match="mean: expected 3 values"):
         load_checkpoint(path, stated=Stated(mean=(0.5,)))
     with pytest.raises(InputError, match="class_names: expected 3 names"):
@@ -199,6 +205,10 @@ def other_shape(model: PPNet) -> None:
     model.prototype_shape = (6, 4, 2, 2)
 
 
+def several_distances(model: PPNet) -> None:
+    model.topk_k = 9  # as IAIA-BL's, which is a PPNet of the same tensors  # type: ignore[assignment]
+
+
 def two_classes(model: PPNet) -> None:
     model.prototype_class_identity[0] = torch.tensor([1.0, 1.0, 0.0])
 
@@ -218,6 +228,7 @@ CHANGES = {
     hooked: "no hooks, got some",
     callable_activation: r"log or linear, got code \(tests\.test_convert\.squared\)",
     other_shape: "prototype_shape: expected",
+    several_distances: r"it pools the mean of several distances \(topk_k = 9\)",
     two_classes: "one class per prototype",
     not_finite: "finite values",
     more: "layer extra: expected no layer|1 unexpected|2 unexpected",
@@ -261,9 +272,36 @@ def test_trust_needs_the_code(tmp_path: Path) -> None:
         load_checkpoint(path)
     with pytest.raises(CheckpointError, match=r"nor by its own code: .*No module named 'model'"):
         load_checkpoint(path, trust=True)
-    state = write("zip", upstream().state_dict(), tmp_path / "y")
-    with pytest.raises(CheckpointError, match=r"nor by its own code: .*a whole module"):
-        load_checkpoint(state, trust=True)
+
+
+def beside(path: Path, content: bytes) -> Path:
+    """The file by ``torch.save`` with ``content`` at the beginning of its pickle, dropped from the stack again."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data[:2] + content + b"0" + data[2:] if name.endswith("data.pkl") else data)
+    return path
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_trust_runs_whole_modules_only(whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state dict gains nothing by its own code, so that only what it would call is left."""
+    monkeypatch.chdir(tmp_path)
+    model = upstream()
+    path = write("zip", model if whole else model.state_dict(), tmp_path / "x")
+    if not whole:
+        with pytest.raises(CheckpointError, match=r"got neither$"):
+            load_checkpoint(path, trust=True)
+    beside(path, b"cos\nsystem\n(X\x0c\0\0\0touch markertR")
+    with pytest.raises(HostileError, match=r"would call os\.system"):
+        load_checkpoint(path, stated=Stated() if whole else PER_CLASS)
+    if whole:
+        assert isinstance(load_checkpoint(path, trust=True).module, PPNet)
+    else:
+        with pytest.raises(HostileError, match=r"would call os\.system$"):
+            load_checkpoint(path, stated=PER_CLASS, trust=True)
+    assert (tmp_path / "marker").exists() == whole
 
 
 def test_a_backbone_that_is_not_known_is_asked_for(tmp_path: Path) -> None:
@@ -272,6 +310,89 @@ def test_a_backbone_that_is_not_known_is_asked_for(tmp_path: Path) -> None:
         load_checkpoint(path)
     with pytest.raises(InputError, match="backbone: expected one of"):
         load_checkpoint(path, stated=Stated(backbone="resnet999"))
+
+
+def described_module(backbone: str = "conv-small", **changes: Any) -> tuple[nn.Module, Description]:
+    """A ProtoPNet of our own, as a training leaves it."""
+    described = Description("protopnet", backbone, (4, 8, 1, 1), 2, size=(64, 64), **changes)
+    return protopnet_ext.FAMILY.build(described).eval(), described
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_cut_backbones_of_ours_come_back(whole: bool, tmp_path: Path) -> None:
+    module, _ = described_module("mobilenet_v2@16")
+    path = write("zip", module if whole else module.state_dict(), tmp_path / "x")
+    stated = Stated() if whole else Stated("mobilenet_v2@16", prototypes_per_class=2, size=(64, 64))
+    loaded = load_checkpoint(path, stated=stated)
+    assert loaded.description is not None
+    assert loaded.description.backbone == "mobilenet_v2@16"
+    with torch.no_grad():
+        assert torch.equal(loaded.module(IMAGES)[0], module(IMAGES)[0])
+    with pytest.raises(CheckpointError, match=r"the layers of mobilenet_v2@8, got layers of another network"):
+        load_checkpoint(path, stated=Stated("mobilenet_v2@8"))
+    with pytest.raises(InputError, match="mobilenet_v2@ and a stride of"):
+        load_checkpoint(path, stated=Stated("mobilenet_v2@3"))
+
+
+def test_normalisation_in_whole_numbers_and_what_disagrees(tmp_path: Path) -> None:
+    module, _ = described_module()
+    module.mean, module.std = (0, 0, 0), (1, 1, 1)  # type: ignore[assignment]
+    path = write("zip", module, tmp_path / "x")
+    description = load_checkpoint(path).description
+    assert description is not None
+    assert (description.mean, description.std) == ((0, 0, 0), (1, 1, 1))
+    assert not any("mean" in part for part in description.extra["assumed"])
+    with pytest.raises(CheckpointError, match=r"std: expected \(0\.5, 0\.5, 0\.5\), got \(1, 1, 1\)"):
+        load_checkpoint(path, stated=Stated(std=(0.5,) * 3))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_of_our_xprotonet_the_folder_is_asked_for(whole: bool, tmp_path: Path) -> None:
+    described = Description("xprotonet", "conv-small", (4, 8, 1, 1), 2, activation="cosine", size=(64, 64))
+    module = xprotonet_ext.FAMILY.build(described)
+    with pytest.raises(CheckpointError, match=r"XProtoNet: .* of one of ours, give the folder"):
+        load_checkpoint(write("zip", module if whole else module.state_dict(), tmp_path / "x"))
+
+
+def test_our_own_tensors_are_read_with_their_description(tmp_path: Path) -> None:
+    module, described = described_module(mean=(0.1, 0.2, 0.3), class_names=("a", "b"))
+    path = save_checkpoint(tmp_path / "run", module, described) / "model.safetensors"
+    loaded = load_model(str(path))
+    assert (loaded.name, loaded.size, loaded.class_names) == ("run", (64, 64), ("a", "b"))
+    assert load_checkpoint(path).description == described
+    with pytest.raises(CheckpointError, match="one of ours, in our format already"):
+        convert(path, tmp_path / "out")
+    path.with_name("model.json").unlink()
+    assert load_checkpoint(path, stated=Stated(prototypes_per_class=2)).description.size == (224, 224)  # type: ignore
+
+
+def test_what_is_assumed_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write("zip", upstream(), tmp_path / "x")
+    for _ in range(2):
+        load_model(str(path))
+    said = capsys.readouterr().err
+    assert said.count("assumed, since the file does not say: ") == 1
+    assert f"{path}: assumed" in said
+    assert "mean: ImageNet's, std: ImageNet's" in said
+    load_model(str(save_checkpoint(tmp_path / "run", *described_module())))
+    assert not capsys.readouterr().err
+
+
+def test_classes_without_names_are_not_matched_by_number(tmp_path: Path) -> None:
+    """Of a folder with some of the classes, the first is not the model's first."""
+    folder = save_checkpoint(tmp_path / "run", *described_module())
+    loaded = load_model(str(folder))
+    two, three = (Planted("birds", "test", count=2, size=64, classes=n) for n in (2, 3))
+    assert with_labels_of(loaded, two) is two
+    with pytest.raises(DataError, match=r"classes of the data: expected the model's 2, .*--class-names.* got 3"):
+        with_labels_of(loaded, three)
+
+
+def test_half_precision_is_compared_with_its_own_code(tmp_path: Path) -> None:
+    path = write("zip", upstream().half(), tmp_path / "x")
+    source = convert(path, tmp_path / "out", trust=True).source
+    assert source is not None
+    assert source < 1e-3
 
 
 def test_files_of_no_family(tmp_path: Path) -> None:

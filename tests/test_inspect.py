@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel
 
-from protomask.checkpoint import Description, recognise, save_checkpoint
+from protomask.checkpoint import Description, load_checkpoint, recognise, save_checkpoint
 from protomask.cli import main
-from protomask.errors import CheckpointError
-from protomask.foreign import Foreign
-from protomask.inspection import inspect_checkpoint
+from protomask.errors import CheckpointError, ProtomaskError
+from protomask.foreign import Foreign, Stated, without_prefix
+from protomask.inspection import as_text, inspect_checkpoint
 from protomask.training.backbones import BACKBONES
 from protomask.trusted import load_trusted
 from protopnet_ext import FAMILY
 from protopnet_ext.foreign import IDENTITY
+from tests.ppnet import PPNet
 from tests.upstream import FORMS, repository, save_tensors, upstream, write
 
 
@@ -191,6 +197,119 @@ def test_our_own_format(tmp_path: Path) -> None:
     assert found.parameters == sum(p.numel() for p in module.parameters())
     with pytest.raises(CheckpointError, match="no such file"):
         inspect_checkpoint(tmp_path / "nowhere")
+
+
+def test_our_own_tensors_are_read_with_their_description(tmp_path: Path) -> None:
+    described = Description("protopnet", "conv-small", (6, 8, 1, 1), 3)
+    save_checkpoint(tmp_path, FAMILY.build(described), described)
+    assert inspect_checkpoint(tmp_path / "model.safetensors") == inspect_checkpoint(tmp_path)
+    edits = {"family": ("nobody", "an installed family"), "backbone": ("resnet18", r"missing|unexpected")}
+    whole = json.loads((tmp_path / "model.json").read_text())
+    for name, (value, message) in edits.items():
+        (tmp_path / "model.json").write_text(json.dumps(whole | {name: value}))
+        assert re.search(f"^no: .*({message})", inspect_checkpoint(tmp_path).loads)
+        with pytest.raises(CheckpointError, match=message):
+            load_checkpoint(tmp_path)
+
+
+def double(model: PPNet) -> None:
+    model.double()
+
+
+def activation(model: PPNet) -> None:
+    model.prototype_activation_function = functional.relu
+
+
+def stride(model: PPNet) -> None:
+    next(m for m in model.features.modules() if isinstance(m, nn.Conv2d)).stride = (1, 1)
+
+
+def hook(model: PPNet) -> None:
+    model.register_forward_hook(print)
+
+
+def large(model: PPNet) -> None:
+    model.img_size = 5000
+
+
+@pytest.mark.parametrize("change", [double, activation, stride, hook, large], ids=lambda f: f.__name__)
+def test_what_is_not_loaded_is_not_said_to_load(change: Callable[[PPNet], None], tmp_path: Path) -> None:
+    model = upstream()
+    change(model)
+    path = write("zip", model, tmp_path / "x")
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(path)
+    assert inspect_checkpoint(path).loads == f"no: {caught.value} (with trust it runs its own)"
+
+
+@pytest.mark.parametrize("value", [10**6000, torch.ones(2), (torch.ones(2), 1), [torch.ones(2)], "x"], ids=range(5))
+def test_attributes_of_another_kind_are_refused(value: object, tmp_path: Path) -> None:
+    """Tensors where numbers belong, and numbers that Python refuses to write out."""
+    for name in ("epsilon", "img_size", "mean", "num_classes", "stride", "_forward_hooks"):
+        model = upstream()
+        owner = model.features.features[0] if name in ("stride", "_forward_hooks") else model
+        setattr(owner, name, value)
+        path = write("zip", model, tmp_path / "x")
+        loads = inspect_checkpoint(path).loads
+        if name == "mean":  # another name of theirs, unless it is a list of numbers
+            assert loads == "yes"
+            continue
+        assert loads.startswith("no: ")
+        with pytest.raises(ProtomaskError):
+            load_checkpoint(path)
+
+
+def test_a_state_dict_that_is_not_loaded_whatever_is_told(tmp_path: Path) -> None:
+    path = write("zip", upstream().double().state_dict(), tmp_path / "x")
+    assert "expected dtype torch.float32, got torch.float64" in inspect_checkpoint(path).loads
+
+
+def test_attributes_that_the_published_class_does_not_have(tmp_path: Path) -> None:
+    model = upstream()
+    model.topk_k, model.tau, model.scaled = 1, 0.5, True  # type: ignore[assignment]
+    path = write("zip", model, tmp_path / "x")
+    found = inspect_checkpoint(path)
+    said = "attributes that the published class does not have: tau, scaled; the forward pass may differ"
+    assert found.layout is not None
+    assert said in found.layout.notes
+    assert found.loads == "yes"
+    assert f"note: {said}" in as_text(found)
+    description = load_checkpoint(path).description
+    assert description is not None
+    assert description.extra["unproved"].endswith(said)
+    assert inspect_checkpoint(write("zip", upstream(), tmp_path / "y")).layout.notes == ()  # type: ignore[union-attr]
+
+
+def averaged(model: PPNet) -> tuple[dict[str, Tensor], str, str]:
+    return AveragedModel(model).state_dict(), "module.", "n_averaged"
+
+
+def lightning(model: PPNet) -> tuple[dict[str, Tensor], str, str]:
+    state = {f"model.module.{k}": v for k, v in model.state_dict().items()}
+    return state | {"criterion.weight": torch.ones(3)}, "model.module.", "criterion.weight"
+
+
+@pytest.mark.parametrize("make", [averaged, lightning], ids=lambda f: f.__name__)
+def test_tensors_beside_the_model_are_left_aside(make: Callable[..., Any], tmp_path: Path) -> None:
+    model = upstream()
+    state, prefix, beside = make(model)
+    path = write("zip", {"state_dict": state}, tmp_path / "x")
+    found = inspect_checkpoint(path)
+    assert found.prefix == prefix
+    assert found.layout is not None
+    assert f"1 tensors beside the model are left aside: {beside}" in found.layout.notes
+    loaded = load_checkpoint(path, stated=Stated(prototypes_per_class=2, size=(64, 64)))
+    assert loaded.description is not None
+    assert loaded.description.extra["converted from"]["left aside"] == [beside]
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.module.state_dict()[name], tensor)
+
+
+def test_two_models_are_not_taken_apart() -> None:
+    state = meta_state("conv-small")
+    for names in (("model.", "net."), ("model.", "")):
+        both = {f"{name}{k}": v for name in names for k, v in state.items()}
+        assert without_prefix(both) == ("", both, ())
 
 
 class Touches:

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
 import copyreg
+import datetime
+import decimal
+import fractions
+import functools
 import io
+import itertools
+import logging
 import math
+import operator
 import os
 import pickle
+import random
+import re
 import struct
+import sys
 import time
+import types
+import uuid
 import zipfile
+import zoneinfo
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +33,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from protomask.errors import CheckpointError
-from protomask.foreign import check_harmless, read_foreign
+from protomask.errors import CheckpointError, HostileError
+from protomask.foreign import check_harmless, read_foreign, verdict
 from protomask.pickles import Global, Inert, read_pickled
 from protomask.pickles.reading import MAGIC
 from tests.upstream import FORMS, write
@@ -132,7 +148,7 @@ PLAIN = st.recursive(
         st.lists(inner, max_size=4)
         | st.tuples(inner, inner)
         | st.dictionaries(st.text(max_size=4) | st.integers(-9, 9), inner, max_size=4)
-        | st.frozensets(st.integers(), max_size=3)
+        | st.frozensets(st.integers(1 - 2**61, 2**61 - 1), max_size=3)
         | st.sets(st.text(), max_size=3)
     ),
     max_leaves=12,
@@ -209,6 +225,10 @@ class MakesNew:
         return (MARKER,)
 
 
+class Patched:
+    """A class that a hostile pickle hands a ``__setstate__``."""
+
+
 class Appends(list):  # type: ignore[type-arg]
     def extend(self, values: Any) -> None:
         Path(MARKER).write_text("ran")
@@ -253,6 +273,26 @@ HOSTILE: dict[str, bytes] = {
         Reduces(torch.storage._load_from_bytes, b"cos\nsystem\n(" + text(TOUCH) + b"tR.")
     ),
     "numpy": pickle.dumps(Reduces(__import__("numpy.testing").testing._private.utils.runstring, EVAL, {})),
+    "a function that a module imports": b"\x80\x04"
+    + text("uuid")
+    + text("os.system")
+    + b"\x93("
+    + text(TOUCH)
+    + b"tR.",
+    "a function of a harmless module": b"cuuid\n_get_command_stdout\n(" + text("touch") + text(MARKER) + b"tR.",
+    "a function's globals": b"\x80\x04"
+    + (text("torch._utils") + text("_rebuild_tensor.__builtins__.get") + b"\x93(" + text("eval") + b"tR")
+    + (b"(" + text(EVAL) + b"tR."),
+    "a base's constructor": b"\x80\x04ccopyreg\n_reconstructor\n(csubprocess\nPopen\ncsubprocess\nPopen\n("
+    + (text("touch") + text(MARKER) + b"ltR."),
+    "a generator's constructor": pickle.dumps(Reduces(np.random._pickle.__randomstate_ctor, TOUCH, os.system)),
+    "a tensor's constructor": pickle.dumps(
+        Reduces(torch._tensor._rebuild_from_type, os.system, torch.Tensor, (TOUCH,), {})
+    ),
+    "an iterator that calls": b"\x80\x02ccollections\ndeque\n(cbuiltins\nmap\n(cos\nsystem\n("
+    + (text(TOUCH) + b"lt\x81tR."),
+    "state for a class": b"\x80\x04ctests.test_pickles\nPatched\n(N}("
+    + (text("__setstate__") + b"cos\nsystem\nutb0ctests.test_pickles\nPatched\n)\x81" + text(TOUCH) + b"b."),
     "keyword class": b"\x80\x04csubprocess\nPopen\n((" + text("touch") + text(MARKER) + b"ltR.",
 }
 SILENT = {"setstate", "new", "append"}  # classes that are ours here: nothing of the standard library is called
@@ -319,6 +359,130 @@ def test_a_call_hidden_in_a_module_is_refused(name: str, form: str, marker: Path
     with pytest.raises(CheckpointError, match=r"would call (posix|nt|builtins)\.(system|eval)"):
         check_harmless(foreign)
     assert not marker.exists()
+
+
+def hidden(content: bytes) -> bytes:
+    """A legacy file by ``torch.save`` with a call before the magic number of its first pickle."""
+    call = b"\x80\x04cos\nsystem\n(" + text(TOUCH) + b"tR0"
+    assert content.startswith(b"\x80\x02")
+    return call + content[2:]
+
+
+class FromBytes:
+    """A storage as plain pickles hold it, in bytes that ``torch.save`` wrote; these begin with a call."""
+
+    def __reduce__(self) -> Any:
+        buffer = io.BytesIO()
+        torch.save(torch.arange(3.0).storage(), buffer, _use_new_zipfile_serialization=False)
+        return torch.storage._load_from_bytes, (hidden(buffer.getvalue()),)
+
+
+@pytest.mark.parametrize("where", ["before the magic number", "in a storage's bytes"])
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+def test_a_call_hidden_in_another_pickle_is_refused(where: str, marker: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    if where == "before the magic number":
+        write("legacy", {"weight": torch.zeros(2)}, path)
+        path.write_bytes(hidden(path.read_bytes()))
+    else:
+        rebuilt = Reduces(torch._utils._rebuild_tensor_v2, FromBytes(), 0, (3,), (1,), False, {})
+        path.write_bytes(pickle.dumps({"weight": rebuilt}))
+    foreign = read_foreign(path)
+    assert foreign.tensors.keys() == {"weight"}
+    with pytest.raises(HostileError, match=r"would call os\.system"):
+        check_harmless(foreign)
+    assert not marker.exists()
+    torch.load(path, weights_only=False) if where == "before the magic number" else pickle.loads(path.read_bytes())
+    assert marker.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["enum bltns.eval", "pathlib os.system", "types FunctionType", "collections _sys.exit"]
+)
+def test_what_a_harmless_module_holds_is_not_harmless(name: str) -> None:
+    assert verdict(Global(*name.split()), frozenset({"called"})) == "refused"
+
+
+def test_a_base_that_would_be_called_is_said(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(HOSTILE["a base's constructor"])
+    assert "called" in read_pickled(tmp_path / "x").uses[Global("subprocess", "Popen")]
+
+
+def test_state_of_what_getattr_gives_is_refused() -> None:
+    """A bound method is told by getattr, and called by nobody; state for it would be state for a class or a module."""
+    assert verdict(Global("builtins", "getattr"), frozenset({"called"})) == "data"
+    for how in ("chained", "set"):
+        assert verdict(Global("builtins", "getattr"), frozenset({"called", how})) == "refused"
+
+
+def generator(kind: Any) -> np.random.Generator:
+    return np.random.Generator(kind(3))
+
+
+BESIDE: dict[str, Any] = {
+    "range": range(0, 30, 10),
+    "path": Path("a/b"),
+    "namespace": argparse.Namespace(out=Path("x"), device=torch.device("cuda:0"), steps=slice(3)),
+    "dates": [datetime.datetime.now(datetime.timezone.utc), datetime.timedelta(1), time.localtime()],
+    "zone": datetime.datetime(2020, 1, 1, tzinfo=zoneinfo.ZoneInfo("UTC")),
+    "numbers": [decimal.Decimal("1.5"), fractions.Fraction(1, 3), 1j, uuid.UUID(int=3)],
+    "numpy's old generator": np.random.RandomState(0),
+    "numpy's generator": np.random.default_rng(0),
+    "numpy's generators": [generator(g) for g in (np.random.MT19937, np.random.Philox, np.random.SFC64)],
+    "Python's generator": random.Random(1),
+    "counter": itertools.count(3),
+    "getters": [operator.itemgetter("a"), operator.attrgetter("a.b")],
+    "containers": [collections.deque([1], maxlen=5), collections.ChainMap({})],
+    "masked array": np.ma.array([1, 2], mask=[0, 1]),
+    "sparse": torch.eye(2).to_sparse(),
+    "transforms": torchvision.transforms.Resize(3),
+    "others": [re.compile("a"), functools.partial(torch.relu), types.SimpleNamespace(a=1), logging.getLogger("a")],
+    "bound": nn.Linear(2, 2).forward,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_training_leaves_beside_the_weights_is_harmless(name: str, form: str, tmp_path: Path) -> None:
+    foreign = read_foreign(write(form, {"state_dict": {"a": BASE}, "beside": BESIDE[name]}, tmp_path / "x"))
+    check_harmless(foreign)
+    same(foreign.tensors["a"], BASE)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_paths_of_any_python_are_harmless(protocol: int, tmp_path: Path) -> None:
+    content = pickle.dumps({"state_dict": TENSORS["plain"].numpy(), "beside": Path("a/b")}, protocol)
+    old, new = (b"pathlib", b"pathlib._local") if protocol < 4 else (b"\x07pathlib", b"\x0epathlib._local")
+    if protocol >= 4:
+        content = content[:2] + content[11:]  # without the frame, whose length would change
+    (tmp_path / "x").write_bytes(content.replace(old, new))
+    uses = read_pickled(tmp_path / "x").uses
+    path = next(name for name in uses if name.name.endswith("Path"))
+    assert path.module == "pathlib._local"
+    assert verdict(path, uses[path]) == "class"
+
+
+def test_python_2_names_are_of_protocols_up_to_2(tmp_path: Path) -> None:
+    body = b"c__builtin__\nxrange\n(K\x03tR."
+    for protocol, wanted in ((2, Global("builtins", "range")), (3, Global("__builtin__", "xrange"))):
+        (tmp_path / "x").write_bytes(b"\x80" + bytes([protocol]) + body)
+        assert list(read_pickled(tmp_path / "x").uses) == [wanted]
+
+
+def test_keys_of_one_hash_are_refused(tmp_path: Path) -> None:
+    keys = [k * sys.hash_info.modulus for k in range(2, 5)]
+    assert len({hash(key) for key in keys}) == 1
+    (tmp_path / "x").write_bytes(pickle.dumps(dict.fromkeys(keys)))
+    with pytest.raises(CheckpointError, match="as keys"):
+        read_pickled(tmp_path / "x")
+    (tmp_path / "x").write_bytes(pickle.dumps({2**61 - 1: 1, -(2**60): 2, 2.5: 3}))
+    assert len(read_pickled(tmp_path / "x").value) == 3
+
+
+def test_a_chain_of_calls_keeps_where_it_began(tmp_path: Path) -> None:
+    """Found out anew for each of them, it takes quadratic time."""
+    (tmp_path / "x").write_bytes(b"\x80\x04cmine\nf\n" + b")R" * 2000 + b".")
+    assert vars(read_pickled(tmp_path / "x").value)["origin"] == Global("mine", "f")
 
 
 def persistent(identity: bytes) -> bytes:

@@ -111,7 +111,8 @@ def add_trust(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--trust",
         action="store_true",
-        help="let a foreign checkpoint that cannot be read as data run its own code (default: nothing in it runs)",
+        help="let a whole module that cannot be read as data run its own code (default: nothing in a file runs; in a "
+        "state dict never, whatever it would call)",
     )
 
 

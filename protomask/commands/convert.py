@@ -26,12 +26,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("file", metavar="FILE", help="the foreign checkpoint (see `protomask inspect`)")
     parser.add_argument("--out", required=True, metavar="DIR", help="the checkpoint to write")
-    parser.add_argument("--backbone", metavar="NAME", help="where it cannot be recognised (default: recognised)")
+    parser.add_argument("--backbone", metavar="NAME",
+                        help="where it is not recognised, such as mobilenet_v2@16 (default: recognised)")  # fmt: skip
     parser.add_argument("--activation", metavar="NAME", help="log or linear (default: the file's own, else log)")
-    parser.add_argument("--size", type=size_option, metavar="HxW", help="input size (default: the file's, else 224)")
+    parser.add_argument("--size", type=size_option, metavar="HxW",
+                        help="input size, as the file says where it does (default: the file's, else 224)")  # fmt: skip
     parser.add_argument("--mean", type=numbers_option, metavar="R,G,B", help="of the input (default: ImageNet's)")
     parser.add_argument("--std", type=numbers_option, metavar="R,G,B", help="of the input (default: ImageNet's)")
-    parser.add_argument("--crop", choices=("none", "box"), help="how its images were cut (default: none)")
+    parser.add_argument("--crop", choices=("none", "box"),
+                        help="how its images were cut; the authors cut CUB to its boxes (default: none)")  # fmt: skip
     parser.add_argument("--class-names", type=Path, metavar="FILE", help="a text file with a class name per line")
     parser.add_argument("--key", metavar="NAME", help="of a dict in the file, where several entries hold weights")
     classes = parser.add_mutually_exclusive_group()

@@ -14,7 +14,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="tell what a checkpoint is, without running anything in it",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Tell what a checkpoint is: its form, which code its pickle asks for, the architecture that its\n"
-        "names and shapes imply, and whether it can be loaded. Nothing in the file is executed.",
+        "names and shapes imply, and whether it can be loaded, by all but its tensors' values. Nothing in the file is\n"
+        "executed.",
         epilog="examples:\n  protomask inspect 100push0.7823.pth\n  protomask inspect runs/cub --json",
     )
     parser.add_argument("file", metavar="FILE", help="a checkpoint: a folder of ours, or any file")

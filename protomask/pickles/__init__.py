@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from protomask.pickles.harmless import HARMLESS, never
 from protomask.pickles.inert import Global, Inert, printable
 from protomask.pickles.machine import PickleError
 from protomask.pickles.reading import FORMS, Pickled, read_pickled
 from protomask.pickles.rebuild import ALLOWED
 
-__all__ = ["ALLOWED", "FORMS", "Global", "Inert", "PickleError", "Pickled", "printable", "read_pickled"]
+__all__ = [
+    "ALLOWED",
+    "FORMS",
+    "HARMLESS",
+    "Global",
+    "Inert",
+    "PickleError",
+    "Pickled",
+    "never",
+    "printable",
+    "read_pickled",
+]

@@ -40,6 +40,7 @@ class Inert:
         state: what ``__setstate__`` or ``__dict__`` would have been given; None where the pickle gives none.
         pairs: what would have been set by index, ``object[key] = value``.
         values: what would have been appended or added.
+        origin: the global that the object goes back to.
     """
 
     of: Global | Inert
@@ -49,18 +50,14 @@ class Inert:
     state: Any = None
     pairs: dict[Any, Any] = field(default_factory=dict)
     values: list[Any] = field(default_factory=list)
+    origin: Global = field(init=False)  # kept, since a chain of calls may be as long as the file
     _said: dict[str, Any] | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.origin = self.of.origin if isinstance(self.of, Inert) else self.of
 
     def __repr__(self) -> str:  # shallow, since a pickle may hold cycles
         return f"<stand-in of {self.origin}>"
-
-    @property
-    def origin(self) -> Global:
-        """The global that the object goes back to."""
-        of = self.of
-        while isinstance(of, Inert):
-            of = of.of
-        return of
 
     @property
     def attributes(self) -> Mapping[str, Any]:

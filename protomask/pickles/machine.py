@@ -11,6 +11,7 @@ hashing tuples nested by sharing takes exponential time.
 
 from __future__ import annotations
 
+import _compat_pickle
 import pickletools
 from collections.abc import Callable, Iterable, Mapping
 from typing import IO, Any
@@ -22,10 +23,8 @@ from protomask.pickles.inert import Global, Inert
 
 Rebuilder = Callable[["Machine", tuple[Any, ...]], Any]
 BUDGET_PER_BYTE, BUDGET_BASE = 4, 1 << 20  # honest constructors copy less than the bytes that they took
-_KEY_DEPTH, _KEY_LENGTH, _KEY_BITS = 2, 8, 256
-
-# Python 2's modules by their names of today.
-_RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg", "UserDict": "collections", "exceptions": "builtins"}
+_KEY_DEPTH, _KEY_LENGTH, _KEY_BITS = 2, 8, 61  # hashes are modulo 2 ** 61 - 1: longer numbers may all share one
+_PYTHON_3 = 3  # the first protocol with its names; below it Python 2's are meant
 
 # Opcodes whose argument is the value itself.
 _NUMBERS = ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT")
@@ -49,12 +48,12 @@ class PickleError(CheckpointError):
 
 
 def plain(value: object, depth: int = 0) -> bool:
-    """Whether a value may be a key: a number, text, bytes, None, a name, a stand-in, or a short tuple of such."""
+    """Whether a value may be a key: a number of few bits, text, bytes, None, a name, a stand-in, or a short tuple."""
     if isinstance(value, tuple):
         return depth < _KEY_DEPTH and len(value) <= _KEY_LENGTH and all(plain(v, depth + 1) for v in value)
     if isinstance(value, int):
         return value.bit_length() <= _KEY_BITS
-    return value is None or isinstance(value, (float, complex, str, bytes, Global, Inert, torch.dtype))
+    return value is None or isinstance(value, (float, str, bytes, Global, Inert, torch.dtype))
 
 
 class Machine:
@@ -91,6 +90,7 @@ class Machine:
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
+        self._protocol = 0
         for opcode, argument, _ in pickletools.genops(stream):
             if opcode.name == "STOP":
                 return self._pop()
@@ -207,7 +207,7 @@ class Machine:
         """The record of a name, or the plain value that it stands for."""
         if not isinstance(module, str) or not isinstance(name, str):
             raise PickleError(expected("pickle", "names as text", f"{type(module).__name__}, {type(name).__name__}"))
-        found = Global(_RENAMED.get(module, module), name)
+        found = Global(module, name) if self._protocol >= _PYTHON_3 else _of_today(module, name)
         self.uses.setdefault(found, set()).add("named")
         return self._constants.get(found, found)
 
@@ -273,11 +273,21 @@ class Machine:
         if isinstance(target, Inert):
             self.uses.setdefault(target.origin, set()).add("set")
             target.state = state
-        elif not self._build_known(self, target, state):
+        # State for a class or a function would change it for everybody.
+        elif isinstance(target, Global) or not self._build_known(self, target, state):
             raise PickleError(expected("pickle", "an object that takes state", type(target).__name__))
+
+    def _proto(self, version: int) -> None:
+        self._protocol = version
 
     def _persist(self, argument: Any) -> None:
         self._stack.append(self._persistent(argument))
+
+
+def _of_today(module: str, name: str) -> Global:
+    """A name that may be Python 2's, such as ``__builtin__.xrange``, as Python 3 reads it."""
+    renamed = _compat_pickle.NAME_MAPPING.get((module, name))
+    return Global(*renamed) if renamed else Global(_compat_pickle.IMPORT_MAPPING.get(module, module), name)
 
 
 def _keys(values: list[Any]) -> list[Any]:
@@ -307,7 +317,7 @@ def _nothing(machine: Machine, argument: Any) -> None:
 
 
 _ACTIONS: dict[str, Callable[[Machine, Any], None]] = {
-    "PROTO": _nothing,
+    "PROTO": Machine._proto,
     "FRAME": _nothing,
     "MARK": Machine._mark,
     "POP": Machine._drop,

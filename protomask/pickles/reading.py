@@ -115,7 +115,6 @@ def _read(buffer: Buffer, data: bool, machines: list[Machine], *, nested: bool) 
     storages = Storages({}, None, len(buffer))
     first = _machine(storages, len(buffer), data, machines, nested).load(stream)
     if isinstance(first, int) and first == MAGIC:
-        machines.clear()
         return "legacy", _read_legacy(stream, buffer, data, machines)
     if stream.tell() != len(buffer):
         raise PickleError(expected("pickle", "nothing behind its end", f"{len(buffer) - stream.tell()} bytes"))
@@ -126,25 +125,25 @@ def _machine(storages: Storages, size: int, data: bool, machines: list[Machine],
     def inner(content: bytes) -> Storage:
         if nested:
             raise PickleError(expected("storage", "no pickle inside another's storage", "one"))
-        return storages.adopt(_nested(content, data))
+        return storages.adopt(_nested(content, data, machines))
 
     machine = Machine(rebuilders(storages, inner), CONSTANTS, storages.persistent, size, build)
     machines.append(machine)
     return machine
 
 
-def _nested(content: bytes, data: bool) -> Tensor:
+def _nested(content: bytes, data: bool, machines: list[Machine]) -> Tensor:
     """[n], the storage that ``torch.save`` wrote into a plain pickle."""
     held: list[Storages] = []
     with memoryview(content) as buffer:
         if bytes(buffer[:4]) == b"PK\x03\x04":
-            storage = _read_zip(buffer, data, [], held.append)
+            storage = _read_zip(buffer, data, machines, held.append)
         else:
             stream = cast("IO[bytes]", Reader(buffer))
-            first = _machine(Storages({}, None, len(buffer)), len(buffer), data, []).load(stream)
+            first = _machine(Storages({}, None, len(buffer)), len(buffer), data, machines).load(stream)
             if first != MAGIC:
                 raise PickleError(expected("storage", "bytes by torch.save", "others"))
-            storage = _read_legacy(stream, buffer, data, [], held.append)
+            storage = _read_legacy(stream, buffer, data, machines, held.append)
         if not isinstance(storage, Storage):
             raise PickleError(expected("storage", "bytes that hold a storage", type(storage).__name__))
         return held[-1].whole(storage)

@@ -11,7 +11,7 @@ import torch
 from protomask.errors import expected
 from protomask.pickles import arrays
 from protomask.pickles.arrays import NumpyArray, NumpyType
-from protomask.pickles.inert import Global
+from protomask.pickles.inert import Global, Inert
 from protomask.pickles.machine import Machine, PickleError, Rebuilder, plain
 from protomask.pickles.storages import Storage, Storages
 
@@ -60,8 +60,8 @@ def build(machine: Machine, target: Any, state: Any) -> bool:
     if isinstance(target, (NumpyType, NumpyArray)):
         target.build(state)
         return True
-    # An OrderedDict's attributes (a state dict's versions), a tensor's or a name's: nothing that we need.
-    return isinstance(target, (OrderedDict, torch.Tensor, Global))
+    # An OrderedDict's attributes (a state dict's versions) or a tensor's: nothing that we need.
+    return isinstance(target, (OrderedDict, torch.Tensor))
 
 
 def _first(args: tuple[Any, ...], count: int) -> tuple[Any, ...]:
@@ -140,6 +140,31 @@ def _new_object(machine: Machine, args: tuple[Any, ...]) -> Any:
     return machine.record(function, args[1:], called=False)
 
 
+def _reconstructed(machine: Machine, args: tuple[Any, ...]) -> Any:
+    """An instance as protocols 0 and 1 write it: (class, base, state), where the base's ``__init__`` is called."""
+    base = _first(args, 2)[1]
+    if not isinstance(base, (Global, Inert)):
+        raise PickleError(expected("instance", "a base class", type(base).__name__))
+    machine.record(base, args[2:], called=True)
+    return _new_object(machine, args)
+
+
+def _generator(name: str) -> tuple[Global, Rebuilder]:
+    """A constructor of numpy's generators, which calls the class or function that it is given."""
+    made = Global("numpy.random._pickle", name)
+
+    def generator(machine: Machine, args: tuple[Any, ...]) -> Any:
+        for given in args[:1]:
+            if isinstance(given, Global):  # else a generator's name, or the generator itself
+                machine.record(given, (), called=True)
+        for given in args[1:]:
+            if isinstance(given, (Global, Inert)):
+                machine.record(given, args[:1], called=True)
+        return machine.record(made, args, called=True)
+
+    return made, generator
+
+
 def _attribute(machine: Machine, args: tuple[Any, ...]) -> Any:
     """A class inside another, which older protocols write as ``getattr(Outer, "Inner")``; else a record."""
     if len(args) == 2 and isinstance(args[0], Global) and isinstance(args[1], str):
@@ -150,6 +175,7 @@ def _attribute(machine: Machine, args: tuple[Any, ...]) -> Any:
 _CONTAINERS: dict[Global, Rebuilder] = {
     Global("torch._utils", "_rebuild_parameter"): _parameter,
     Global("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    Global("torch._tensor", "_rebuild_from_type"): _of_type,
     Global("torch._tensor", "_rebuild_from_type_v2"): _of_type,
     Global("torch", "Size"): lambda m, a: tuple(_items(m, a)),
     Global("torch", "device"): _device,
@@ -165,8 +191,9 @@ _CONTAINERS: dict[Global, Rebuilder] = {
     Global("builtins", "bytearray"): lambda m, a: bytearray(_bytes(m, a)),
     Global("builtins", "getattr"): _attribute,
     Global("_codecs", "encode"): _encoded,
-    Global("copyreg", "_reconstructor"): _new_object,
+    Global("copyreg", "_reconstructor"): _reconstructed,
     Global("copyreg", "__newobj__"): _new_object,
+    **dict(map(_generator, ("__bit_generator_ctor", "__generator_ctor", "__randomstate_ctor"))),
     **arrays.REBUILDERS,
 }
 ALLOWED = (
