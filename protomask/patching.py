@@ -131,10 +131,11 @@ class _Finder(importlib.abc.MetaPathFinder):
         """The spec that another finder gives, its loader wrapped."""
         after = sys.meta_path[sys.meta_path.index(self) + 1 :] if self in sys.meta_path else []
         for finder in after:
-            spec = finder.find_spec(fullname, path, target)
+            find = getattr(finder, "find_spec", None)  # Python passes over finders without it
+            spec = None if find is None else find(fullname, path, target)
             if spec is not None:
                 if type(spec.loader) in (SourceFileLoader, _Loader):  # another patch may watch too
-                    spec.loader = _Loader(spec.loader, self)  # type: ignore[arg-type]
+                    spec.loader = _Loader(spec.loader, self)
                 return spec
         return None
 

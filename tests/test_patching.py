@@ -83,6 +83,21 @@ def test_a_failing_import_fails_as_it_would(tmp_path: Path, monkeypatch: pytest.
     assert "pm_broken" not in sys.modules
 
 
+@pytest.mark.filterwarnings("ignore:.*Old.find_spec:ImportWarning")  # before Python 3.12
+def test_finders_without_find_spec_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Old:
+        def find_module(self, name: str, path: object = None) -> None: ...
+
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Old()])
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("pm_no_such_module")
+    replacements = Replacements()
+    replacements.on_import(lambda module: None)
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("pm_no_such_module")
+    replacements.undo()
+
+
 def test_attributes_that_were_absent_are_absent_again() -> None:
     class Base:
         @staticmethod
