@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from protomask.checks import check_number
 from protomask.errors import ProtomaskError
 from protomask.locating import locate
 from protomask.model import PrototypeModel
@@ -21,22 +22,44 @@ from protomask.region import rank
 
 Pairs = Sequence[tuple[int, int]]
 """(image, prototype)."""
-Wrap = Callable[[nn.Module, tuple[int, ...]], PrototypeModel]
-"""From a module and the shape (C, H, W) of its input to its adapter; raises ModelError."""
+Wrap = Callable[..., PrototypeModel]
+"""From a module, and the keywords ``input_shape`` (C, H, W), ``mean``, ``std``, to its adapter; raises ModelError."""
+Values = Sequence[float]
 
 _TIES = 0.02  # of a drawn map's range goes to its pixels' order, so that no percentile of it is a plateau
 
 
 class Redrawer:
-    """Locates pairs for patched code: nothing of the code's state changes, and what protomask refuses becomes a reason.
+    """Locates pairs for patched code: nothing of the code's state changes, and whatever fails becomes a reason.
 
     Attributes:
         options: of :func:`protomask.locate`: method, seed, batch and the method's settings.
         tally: counts for the report.
         locating: true while it locates: hooks must record and replace nothing then.
+
+    Args:
+        options: see above.
+        wrap: makes a module's adapter.
+        tally: see above.
+        mean, std: per channel, what the code normalises images by; None for what the module says, else the default.
+
+    Raises:
+        InputError: a mean that is no number, or a standard deviation that is none above 0.
     """
 
-    def __init__(self, options: Mapping[str, Any], wrap: Wrap, tally: Tally) -> None:
+    def __init__(
+        self,
+        options: Mapping[str, Any],
+        wrap: Wrap,
+        tally: Tally,
+        *,
+        mean: Values | None = None,
+        std: Values | None = None,
+    ) -> None:
+        self._given = {
+            "mean": None if mean is None else tuple(check_number("mean", value) for value in mean),
+            "std": None if std is None else tuple(check_number("std", value, 0, open_low=True) for value in std),
+        }
         self.options = dict(options)
         self.tally = tally
         self.locating = False
@@ -53,13 +76,13 @@ class Redrawer:
         """
         try:
             return self.locate_in(self._model(module, tuple(images.shape[1:])), module, images, pairs)
-        except ProtomaskError as error:
-            return [str(error)] * len(pairs)
+        except Exception as error:  # whatever a model does: the code that draws has not asked for it to be located
+            return [reason_of(error)] * len(pairs)
 
     def locate_in(
         self, model: PrototypeModel, module: nn.Module, images: Tensor, pairs: Pairs
     ) -> list[np.ndarray | str]:
-        """As :meth:`locate`, with the adapter given; what protomask refuses is raised."""
+        """As :meth:`locate`, with the adapter given; what fails is raised."""
         rows = {image: row for row, image in enumerate(sorted({image for image, _ in pairs}))}
         with self._unnoticed():
             chosen = images[list(rows)].to(next(module.parameters()))
@@ -67,26 +90,49 @@ class Redrawer:
         self.tally.located += len(pairs)
         return drawable(found)
 
+    def statistics(self, module: nn.Module, channels: int) -> dict[str, Any]:
+        """``mean`` and ``std`` for an adapter; where nobody tells those of images that are not RGB, 0 and 1, noted."""
+        told = dict(self._given)
+        for name, plain in (("mean", 0.0), ("std", 1.0)):
+            if told[name] is None and channels != 3 and getattr(module, name, None) is None:
+                told[name] = (plain,) * channels
+                said = f"{plain:g} is taken for the {name} of images of {channels} channels, since none is given"
+                self.tally.note(said)
+        return told
+
     def _model(self, module: nn.Module, shape: tuple[int, ...]) -> PrototypeModel:
         """The adapter, which proves itself once for each model, input shape and set of parameters' shapes."""
         state = (shape, [(name, p.shape) for name, p in module.named_parameters()])
         known = self._models.get(module)
         if known is None or known[0] != state:
+            told = self.statistics(module, shape[0])
             with self._unnoticed():
-                known = (state, self._wrap(module, shape))
+                known = (state, self._wrap(module, input_shape=shape, **told))
             self._models[module] = known
         return known[1]
 
     @contextmanager
     def _unnoticed(self) -> Iterator[None]:
-        """Gradients can be taken whatever the code has switched off, and no warning of ours is among the code's."""
+        """Gradients at full precision whatever the code has set, and no warning of ours is among the code's."""
         before, self.locating = self.locating, True
         try:
-            with torch.inference_mode(False), torch.enable_grad(), warnings.catch_warnings():
+            with warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad(), full_precision():
                 warnings.simplefilter("ignore")
                 yield
         finally:
             self.locating = before
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Autocast off on the devices that it is used on: the code's is for its own passes."""
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
+
+
+def reason_of(error: Exception) -> str:
+    """What a report says of an error: our own message as it is, any other's after its kind."""
+    return str(error) if isinstance(error, ProtomaskError) else f"{type(error).__name__}: {error}"
 
 
 def drawable(found: Localisation) -> list[np.ndarray | str]:

@@ -164,6 +164,19 @@ def test_the_report() -> None:
     assert report.drawn == {"push": 2}, "a report is a snapshot"
 
 
+def test_a_function_of_other_arguments_is_noted() -> None:
+    def theirs(model: object, *, k: int = 5) -> None: ...
+
+    tally = Tally("toy")
+    assert tally.knows("m.theirs", theirs, ["k", "model"])
+    assert tally.report().notes == ()
+    assert not tally.knows("m.theirs", theirs, ["network"])
+    assert not tally.knows("m.dict", dict, ["network"]), "no signature"
+    notes = [f"{name} is left as it is: its arguments are not known" for name in ("m.theirs", "m.dict")]
+    assert tally.report().notes == tuple(notes)
+    assert str(tally.report()).endswith("; ".join(["", *notes]))
+
+
 def test_the_handle_undoes_also_after_an_error(pair: Callable[[str], ModuleType]) -> None:
     maker = pair("pm_maker")
     said: list[Any] = []
