@@ -163,7 +163,9 @@ def test_mistakes(words: list[str], said: str, capsys: pytest.CaptureFixture[str
 def test_cuda_is_harmless() -> None:
     with without_cuda():
         tensor = torch.ones(2)
-        assert tensor.cuda() is tensor
+        there = tensor.cuda()
+        assert there is not tensor, "a copy, as on CUDA"
+        assert there.cuda() is there.to("cuda") is there, "is there already"
         assert tensor.cuda(0, non_blocking=True).to("cuda:1").to(0).to(torch.device("cuda")).device.type == "cpu"
         assert torch.zeros(2, device="cuda").device.type == "cpu"
         assert torch.tensor([1.0], device=torch.device("cuda", 0)).device.type == "cpu"
@@ -182,6 +184,67 @@ def test_cuda_is_harmless() -> None:
     assert torch.zeros(1, device="meta").device.type == "meta"
 
 
+def test_integers_are_devices_and_so_are_defaults() -> None:
+    before = torch.Generator
+    with without_cuda():
+        assert torch.zeros(2, device=0).device.type == "cpu"
+        assert torch.zeros(2).to(device=0).device.type == "cpu"
+        assert torch.nn.Linear(2, 2, device=0).weight.device.type == "cpu"
+        torch.set_default_device("cuda")
+        try:
+            assert torch.zeros(2).device.type == "cpu"
+        finally:
+            torch.set_default_device(None)
+        for device in ("cuda", torch.device("cuda", 0), 0, "cpu"):
+            generator = torch.Generator(device=device).manual_seed(3)
+            assert isinstance(generator, torch.Generator)
+            assert torch.rand(2, generator=generator, device="cuda").device.type == "cpu"
+        assert isinstance(torch.default_generator, torch.Generator)
+        assert torch.cuda.memory_summary() == ""
+        assert not isinstance(0, torch.cuda.device)
+        with torch.cuda.device_of(torch.ones(1)):
+            pass
+    assert torch.Generator is before
+
+
+def test_what_is_a_copy_on_cuda_is_a_copy() -> None:
+    with without_cuda():
+        for move in (
+            lambda x: x.cuda(),
+            lambda x: x.to("cuda"),
+            lambda x: x.to(0),
+            lambda x: x.to(device=torch.device("cuda")),
+            lambda x: x.type("torch.cuda.FloatTensor"),
+            lambda x: torch.as_tensor(x, device="cuda"),
+        ):
+            image = torch.ones(3)
+            batch = move(image)
+            image.zero_()
+            assert batch.tolist() == [1, 1, 1]
+            batch.requires_grad_()
+            assert image.numpy().tolist() == [0, 0, 0]
+            assert move(batch) is batch
+        made = torch.zeros(2, device="cuda").requires_grad_()
+        assert made.cuda() is made
+        assert image.to("cpu") is image.to(torch.float32) is image
+
+
+def test_gradients_and_modules_move_as_on_cuda() -> None:
+    model = torch.nn.BatchNorm1d(2)
+    parameters, optimiser = list(model.parameters()), torch.optim.SGD(model.parameters(), 0.1)
+    with without_cuda():
+        leaf = torch.ones(4, 2, requires_grad=True)
+        moved = leaf.cuda()
+        assert not moved.is_leaf
+        assert all(a is b for a, b in zip(model.cuda().to("cuda").parameters(), parameters, strict=True))
+        (model(moved) ** 2 * torch.arange(8.0).view(4, 2)).sum().backward()
+        assert leaf.grad is not None
+        assert model.bias.grad is not None
+        model.bias.grad.fill_(1)
+        optimiser.step()
+    assert model.bias.tolist() == pytest.approx([-0.1, -0.1])
+
+
 def test_numbers_are_those_of_the_cpu() -> None:
     model = network().module
     images = normalise(Loader().pictures[:2])
@@ -198,4 +261,8 @@ def test_loading(tmp_path: Path) -> None:
     text += "assert torch.load(sys.argv[1], map_location='cuda:0')['weight'].device.type == 'cpu'\n"
     text += "assert torch.load(sys.argv[1], 'cuda')['weight'].device.type == 'cpu'\n"
     text += "assert torch.load(sys.argv[1], map_location=lambda storage, loc: storage)['weight'].device.type == 'cpu'\n"
+    text += "assert torch.load(sys.argv[1], map_location=lambda storage, loc: storage.cuda(0))['weight'].sum() == 2\n"
+    text += "assert torch.load(sys.argv[1], map_location={'cuda:1': 'cuda:0', 'cpu': 'cuda:0'})['weight'].sum() == 2\n"
+    text += "assert torch.load(sys.argv[1], map_location=0)['weight'].device.type == 'cpu'\n"
+    text += "assert torch.load(sys.argv[1], map_location='meta')['weight'].device.type == 'meta'\n"
     assert run("--device", "cpu", "--", script(tmp_path, text), str(tmp_path / "plain.pth")) == 0
