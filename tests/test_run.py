@@ -60,6 +60,36 @@ def test_a_script_draws_located_regions(tmp_path: Path, inputs: list[str], capsy
     assert sum("prototype" in name and found[0][name] != found[2][name] for name in found[0]) == 12
 
 
+GREY = """
+import sys
+sys.path.insert(0, {root!r})
+import cv2, torch
+from tests.patching_tools import Loader
+from tests.ppnet import ppnet
+
+model = ppnet().eval()
+model.features[0] = torch.nn.Conv2d(1, 8, 3, 2, 1)
+batches = list(Loader().pictures[:3, :1].split(1))
+with torch.no_grad():
+    maps = [model.push_forward(batch)[1].numpy() for batch in batches]
+cv2.resize(maps[0][0, 0], (32, 32))
+"""
+
+
+def test_statistics_and_remembered_batches_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = script(tmp_path, GREY.format(root=str(STANDINS.parent.parent)))
+    said = []
+    for words in ((), ("--mean", "0.5", "--std=0.25", "--remember", "3"), ("--remember", "2"), ("--std", "0.5,0.5")):
+        assert run("--method", "probe", *words, "--", path) == 0
+        said.append(capsys.readouterr().err)
+    assert [("replaced 1 of 1" in err, "since none is given" in err) for err in said[:2]] == [
+        (True, True),
+        (True, False),
+    ]
+    assert "1 kept as they were: map not recognised" in said[2]
+    assert "std: expected 1 values" in said[3]
+
+
 def test_exit_codes_and_errors_pass_through(
     tmp_path: Path, inputs: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
