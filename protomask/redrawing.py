@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from protomask.adapting import agree
 from protomask.checks import check_number
 from protomask.errors import ProtomaskError
+from protomask.hooks import forward_hooks, without_hooks
 from protomask.locating import locate
-from protomask.model import PrototypeModel
+from protomask.model import PrototypeModel, untouched
 from protomask.patching import Tally
 from protomask.records import Localisation
 from protomask.region import rank
@@ -26,6 +29,7 @@ Wrap = Callable[..., PrototypeModel]
 """From a module, and the keywords ``input_shape`` (C, H, W), ``mean``, ``std``, to its adapter; raises ModelError."""
 Values = Sequence[float]
 
+_log = logging.getLogger(__name__)
 _TIES = 0.02  # of a drawn map's range goes to its pixels' order, so that no percentile of it is a plateau
 
 
@@ -64,6 +68,7 @@ class Redrawer:
         self.tally = tally
         self.locating = False
         self._wrap = wrap
+        self._tried: WeakKeyDictionary[nn.Module, tuple[frozenset[int], bool]] = WeakKeyDictionary()
         self._models: WeakKeyDictionary[nn.Module, tuple[object, PrototypeModel]] = WeakKeyDictionary()
 
     def locate(self, module: nn.Module, images: Tensor, pairs: Pairs) -> list[np.ndarray | str]:
@@ -84,7 +89,7 @@ class Redrawer:
     ) -> list[np.ndarray | str]:
         """As :meth:`locate`, with the adapter given; what fails is raised."""
         rows = {image: row for row, image in enumerate(sorted({image for image, _ in pairs}))}
-        with self._unnoticed():
+        with self._unnoticed(module):
             chosen = images[list(rows)].to(next(module.parameters()))
             found = locate(model, chosen, [(rows[image], prototype) for image, prototype in pairs], **self.options)
         self.tally.located += len(pairs)
@@ -100,23 +105,49 @@ class Redrawer:
                 self.tally.note(said)
         return told
 
+    def try_without_hooks(
+        self, module: nn.Module, maps: Sequence[Tensor], again: Callable[[], Sequence[Tensor]]
+    ) -> None:
+        """Find out whether the code's forward hooks only look; then they are not called when we locate.
+
+        Args:
+            module: the model, in evaluation mode.
+            maps: what it has just given.
+            again: gives that again, when it is called without the hooks; what it raises tells that they matter.
+        """
+        hooks = forward_hooks(module)
+        if not hooks or hooks == self._tried.get(module, (None, False))[0] or any(m.training for m in module.modules()):
+            return
+        before, self.locating = self.locating, True
+        same = False
+        try:
+            with untouched(module), torch.no_grad(), without_hooks(module, forward=True):
+                same = all(map(agree, again(), maps))
+        except Exception as error:
+            _log.info("the hooks of %s stay, since without them: %s", type(module).__name__, reason_of(error))
+        finally:
+            self.locating = before
+        self._tried[module] = hooks, same
+
     def _model(self, module: nn.Module, shape: tuple[int, ...]) -> PrototypeModel:
         """The adapter, which proves itself once for each model, input shape and set of parameters' shapes."""
         state = (shape, [(name, p.shape) for name, p in module.named_parameters()])
         known = self._models.get(module)
         if known is None or known[0] != state:
             told = self.statistics(module, shape[0])
-            with self._unnoticed():
+            with self._unnoticed(module):
                 known = (state, self._wrap(module, input_shape=shape, **told))
             self._models[module] = known
         return known[1]
 
     @contextmanager
-    def _unnoticed(self) -> Iterator[None]:
-        """Gradients at full precision whatever the code has set, and no warning of ours is among the code's."""
+    def _unnoticed(self, module: nn.Module) -> Iterator[None]:
+        """Gradients at full precision whatever the code has set; neither its hooks nor its warnings tell of it."""
         before, self.locating = self.locating, True
+        tried, same = self._tried.get(module, (frozenset(), False))
+        hooks = without_hooks(module, forward=same and forward_hooks(module) <= tried)
         try:
-            with warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad(), full_precision():
+            with warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad(), full_precision(), hooks:
                 warnings.simplefilter("ignore")
                 yield
         finally:

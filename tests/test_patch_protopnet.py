@@ -686,3 +686,44 @@ def test_a_registry_that_has_the_name_gets_another() -> None:
     assert entries == {"smoothgrad": 1}
     place = "pm_fork.SUPPORTED_ATTRIBUTION_FUNCTIONS"
     assert handle.report.notes == (f"{place} has a smoothgrad of its own: ours is protomask-smoothgrad",)
+
+
+def hooked(net: PPNet, kind: str) -> tuple[list[Any], Any]:
+    """Hooks of every kind that keep what they see in a list, and the handle of one; ``"changing"`` ones change it."""
+    seen: list[Any] = []
+    layer = net.add_on_layers
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        nn.utils.spectral_norm(net.features[3])  # a hook that makes the layer's weights
+
+    def forward(module: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> torch.Tensor | None:
+        seen.append(output.detach().clone())
+        return output * 0.5 if kind == "changing" else None
+
+    layer.register_forward_pre_hook(lambda *_: seen.append("pre"))
+    layer.register_full_backward_hook(lambda *_: seen.append("backward"))
+    return seen, layer.register_forward_hook(forward, with_kwargs=True)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("kind", ["looking", "changing"])
+def test_hooks_that_only_look_are_not_called_while_locating(kind: str, inference: bool) -> None:
+    images = normalise(Loader().pictures[:2])
+    nets = [network().module for _ in range(2)]
+    (plain, _), (seen, handle) = (hooked(net.eval(), kind) for net in nets)
+    before = drawn_map(nets[0], images)
+    order = [list(part._forward_hooks.items()) for part in nets[1].modules()]
+    with protopnet_ext.patch("mdm", steps=4, scales=(6,), say=None) as report, torch.inference_mode(inference):
+        drawn = drawn_map(nets[1], images)
+        drawn_map(nets[1], images, 3)
+    assert report.report.replaced == {"maps": 2}
+    assert not np.array_equal(before, drawn)
+    assert [list(part._forward_hooks.items()) for part in nets[1].modules()] == order
+    assert "backward" not in seen
+    if kind == "looking":
+        assert len(seen) == 2 * len(plain) == 4
+        assert torch.equal(seen[-1], plain[-1])
+    else:
+        assert len(seen) > 4, "they are a part of the model"
+    handle.remove()
+    assert all(handle.id not in part._forward_hooks for part in nets[1].modules())

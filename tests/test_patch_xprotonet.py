@@ -162,8 +162,10 @@ def test_maps_are_of_the_prototypes_that_the_script_asks_for(tmp_path: Path) -> 
         with repository("protoasnet"), xprotonet_ext.patch(say=None, **PROBE) as handle:
             drawn = ordered(tmp_path, model, images, order)
         assert handle.report.replaced == {"explanations": 6 + len(order)}
+        every = protomask.locate(xprotonet_ext.wrap(model), images, "all", **PROBE).maps.flatten(1).numpy()
         for row, j in enumerate(order):
             assert corresponds(drawn[row], model, images, (0, j))
+            assert np.corrcoef(drawn[row].ravel(), every)[0, 1:].argmax() == j, "another is alike, but less so"
 
 
 def test_maps_that_are_not_of_the_pictures_taken_last_are_kept_and_counted(tmp_path: Path) -> None:

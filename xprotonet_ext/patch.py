@@ -14,6 +14,7 @@ What is patched is ProtoASNet's code, and what shares its functions' names and a
 What is computed and pickled (features, distances, occurrence maps, predictions) is not touched. Videos, models that the
 adapter cannot prove, maps that are not recognised, whatever fails while it is located, and prototypes with nothing to
 locate keep what the code itself draws; the report counts them. Functions of other arguments are left alone, and noted.
+Forward hooks of the model are called while it is located.
 
 Vaseli et al., "ProtoASNet", MICCAI 2023.
 """
@@ -132,7 +133,7 @@ class _Session(Redrawer):
     def _recognise(self, module: nn.Module, pictures: Tensor, maps: Tensor) -> list[tuple[int, int] | str]:
         """The pair (picture, prototype) of each map, or the reason why it is not known; raises what the model does."""
         model = self._model(module, tuple(pictures.shape[1:]))
-        with self._unnoticed(), untouched(module), torch.no_grad():
+        with self._unnoticed(module), untouched(module), torch.no_grad():
             like = next(module.parameters())
             parts = pictures.split(self.options["batch"])
             every = [contract(model).occurrence_maps(part.to(like)) for part in parts]

@@ -12,9 +12,10 @@ What is patched, wherever it is imported from and whether it is imported before 
   recognised by its content among those of the batches that the model saw last, and the located map is returned instead.
 
 Prototype vectors, accuracies and logs are not touched: locating leaves the random state, the model's mode, its
-gradients and its flags as they were. A map that is not recognised, a model whose logits the adapter cannot reproduce,
-whatever fails while it is located, and a prototype with nothing to locate keep what the code itself draws; the report
-counts them with the reason. Functions of these names with other arguments are left as they are, and noted.
+gradients and its flags as they were, and calls none of the model's hooks unless its maps are others without them. A map
+that is not recognised, a model whose logits the adapter cannot reproduce, whatever fails while it is located, and a
+prototype with nothing to locate keep what the code itself draws; the report counts them with the reason. Functions of
+these names with other arguments are left as they are, and noted.
 
 Descendants that :func:`protopnet_ext.wrap` reads are patched alike: TesNet and ST-ProtoPNet whole, EvalProtoPNet and
 ProtoPool where they upsample. CaBRNet's registry of attribution functions gets an entry under the method's name

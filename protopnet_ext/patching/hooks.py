@@ -66,8 +66,10 @@ def _recording(session: Session, name: str, original: Callable[..., Any]) -> Cal
         # What training calls is recorded in evaluation mode only, so that no batch of it is kept alive.
         if not session.locating and (name.startswith("push_forward") or not self.training):
             try:
-                images = first_of(original, (self, *args), kwargs)
-                session.seen.extend(record(self, images, maps, first) for first, maps in _banks(self, name, came))
+                images, banks = first_of(original, (self, *args), kwargs), _banks(self, name, came)
+                session.seen.extend(record(self, images, maps, first) for first, maps in banks)
+                again = functools.partial(original, self, *args, **kwargs)
+                session.try_without_hooks(self, _maps(banks), lambda: _maps(_banks(self, name, again())))
             except Exception as error:  # a form that is not known; what it draws is then not recognised
                 session.tally.note(f"a batch of {type(self).__name__} was not recorded: {reason_of(error)}")
         return came
@@ -87,6 +89,10 @@ def _banks(module: nn.Module, name: str, came: Any) -> list[tuple[int, Tensor]]:
     start = int(count) if name.endswith("_support") and count is not None else 0
     good = [m for m in maps if isinstance(m, Tensor) and m.dim() == 4 and m.shape[1] == count]
     return [(start + k * int(m.shape[1]), m) for k, m in enumerate(good)]
+
+
+def _maps(banks: list[tuple[int, Tensor]]) -> list[Tensor]:
+    return [maps for _, maps in banks]
 
 
 def _watch_resize(replacements: Replacements, session: Session) -> None:
