@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -52,10 +53,14 @@ class Adapter(ABC):
 
         Raises:
             InputError: neither K names nor none.
+            ModelError: the module's own cannot be read.
         """
         self.num_classes = num_classes
-        named = getattr(self.module, "class_names", ()) if class_names is None else class_names
-        self.class_names = tuple(str(name) for name in named)
+        named = getattr(self.module, "class_names", None) if class_names is None else class_names
+        try:
+            self.class_names = () if named is None else tuple(str(name) for name in named)
+        except TypeError as error:
+            raise ModelError(expected("model.class_names", "names or none", type(named).__name__)) from error
         if len(self.class_names) not in (0, num_classes):
             raise InputError(expected("class_names", f"{num_classes} names or none", len(self.class_names)))
 
@@ -121,8 +126,8 @@ def _input_shape(module: nn.Module, given: Sequence[int] | None) -> tuple[int, .
         if size is None:
             raise InputError(expected("input_shape", "(C, H, W), since the model has no img_size", None))
         first = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
-        pair = (size, size) if isinstance(size, int) else tuple(size)
-        given = (3 if first is None else first.in_channels, *pair)
+        sides = tuple(map(int, _flat("model.img_size", size)))
+        given = (3 if first is None else first.in_channels, *(sides * 2 if len(sides) == 1 else sides))
     shape = tuple(int(s) for s in given)
     if len(shape) != 3 or min(shape) < 1:
         raise InputError(expected("input_shape", "(C, H, W)", shape))
@@ -132,8 +137,24 @@ def _input_shape(module: nn.Module, given: Sequence[int] | None) -> tuple[int, .
 def _per_channel(
     name: str, given: Sequence[float] | None, module: nn.Module, default: Sequence[float], channels: int
 ) -> tuple[float, ...]:
-    values = getattr(module, name, default) if given is None else given
-    values = tuple(float(v) for v in values)
+    own = getattr(module, name, None)
+    if given is not None or own is None:
+        values = tuple(float(v) for v in (default if given is None else given))
+    else:
+        values = _flat(f"model.{name}", own)
     if len(values) != channels:
         raise InputError(expected(name, f"{channels} values, one per input channel", len(values)))
     return values
+
+
+def _flat(name: str, value: object) -> tuple[float, ...]:
+    """The numbers of a module's attribute, be it one, a sequence, an array or a tensor, such as a buffer [1, C, 1, 1].
+
+    Raises:
+        ModelError: it has no numbers.
+    """
+    array = value.detach().cpu().double() if isinstance(value, Tensor) else value
+    try:
+        return tuple(np.asarray(array, dtype=np.float64).ravel().tolist())
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(expected(name, "numbers", type(value).__name__)) from error

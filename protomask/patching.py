@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import functools
 import importlib.abc
+import inspect
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -131,10 +132,11 @@ class _Finder(importlib.abc.MetaPathFinder):
         """The spec that another finder gives, its loader wrapped."""
         after = sys.meta_path[sys.meta_path.index(self) + 1 :] if self in sys.meta_path else []
         for finder in after:
-            spec = finder.find_spec(fullname, path, target)
+            find = getattr(finder, "find_spec", None)  # Python passes over finders without it
+            spec = None if find is None else find(fullname, path, target)
             if spec is not None:
                 if type(spec.loader) in (SourceFileLoader, _Loader):  # another patch may watch too
-                    spec.loader = _Loader(spec.loader, self)  # type: ignore[arg-type]
+                    spec.loader = _Loader(spec.loader, self)
                 return spec
         return None
 
@@ -180,6 +182,7 @@ class Report:
         replaced: place -> how many of those carry the method's map.
         located: pairs located; one that is drawn twice is located once.
         kept: reason -> how many drawn regions kept the code's own map for it.
+        notes: what else the user should know.
     """
 
     name: str
@@ -188,9 +191,13 @@ class Report:
     replaced: Mapping[str, int] = field(default_factory=dict)
     located: int = 0
     kept: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """One line for the user."""
+        return self._counts() + "".join(f"; {note}" for note in self.notes)
+
+    def _counts(self) -> str:
         if not self.found:
             return f"{self.name}: found nothing to patch: no code that it knows was imported"
         found = f"patched {', '.join(self.found)}"
@@ -212,6 +219,7 @@ class Tally:
         self.drawn: Counter[str] = Counter()
         self.replaced: Counter[str] = Counter()
         self.kept: Counter[str] = Counter()
+        self.notes: dict[str, None] = {}
         self.located = 0
 
     def draw(self, place: str, reason: str = "") -> None:
@@ -222,11 +230,30 @@ class Tally:
         else:
             self.replaced[place] += 1
 
+    def note(self, text: str) -> None:
+        """Something that the user should know, said once."""
+        self.notes[text] = None
+
+    def knows(self, name: str, function: Callable[..., Any], arguments: Iterable[str]) -> bool:
+        """Whether a function has arguments of these names; if not, a note says that it is left alone."""
+        if not set(arguments) <= _parameters(function):
+            self.note(f"{name} is left as it is: its arguments are not known")
+            return False
+        return True
+
     def report(self) -> Report:
         """The counts as a record."""
         counts = (dict(c) for c in (self.drawn, self.replaced))
         drawn, replaced = counts
-        return Report(self.name, tuple(self.found), drawn, replaced, self.located, dict(self.kept))
+        notes = tuple(self.notes)
+        return Report(self.name, tuple(self.found), drawn, replaced, self.located, dict(self.kept), notes)
+
+
+def _parameters(function: Callable[..., Any]) -> set[str]:
+    try:
+        return set(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # Python knows no signature of it
+        return set()
 
 
 class Patch:

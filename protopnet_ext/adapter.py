@@ -184,12 +184,15 @@ class ProtoPNetModel(Adapter):
         if not isinstance(distances, Tensor) or distances.dim() != 4 or distances.shape[1] != self.num_prototypes:
             raise ModelError(expected("model.push_forward", wanted, list(getattr(distances, "shape", ()))))
         last: nn.Module = self.module.last_layer  # type: ignore[assignment]
-        activations = self._similarity(_nearest(distances))
-        recomputed = last(activations)
+        wanted = "logits that are last_layer(activations recomputed from distances)"
+        try:
+            activations = self._similarity(_nearest(distances))
+            recomputed = last(activations)
+        except Exception as error:  # a fork's own functions, with other arguments, say
+            raise ModelError(expected("model", wanted, f"an error ({type(error).__name__}: {error})")) from error
         if not agree(recomputed, logits):
             gap = float((recomputed - logits).abs().max()) if recomputed.shape == logits.shape else math.nan
             came = f"a largest difference of {gap:.3g}{_diagnosis(last, distances, logits)}"
-            wanted = "logits that are last_layer(activations recomputed from distances)"
             raise ModelError(expected("model", wanted, came))
         return activations
 
@@ -201,7 +204,7 @@ class ProtoPNetModel(Adapter):
         try:
             features = self.module.conv_features(images)  # type: ignore[operator]
             self._selects = agree(self._selected(features[rows], prototypes), activations[rows, prototypes])
-        except (AttributeError, RuntimeError, IndexError):  # a fork's own distance or activation function
+        except Exception:  # a fork's own distance or activation function, or features that come with more
             self._selects = False
         if not self._selects:
             _log.info("%s: distances of its own; one prototype costs as much as all", type(self.module).__name__)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from protomask.adapting import Adapter, agree, random_images, unwrapped
-from protomask.errors import ModelError, expected
+from protomask.errors import ModelError, ProtomaskError, expected
 from protomask.model import untouched
 
 from . import adapter
@@ -49,8 +49,7 @@ class Descendant(Adapter):
         class_names: Sequence[str] | None,
     ) -> None:
         super().__init__(module, self.count(module), input_shape=input_shape, mean=mean, std=std)
-        classes: Any = module.num_classes
-        self.name_classes(int(classes), class_names)
+        self.name_classes(self._classes(), class_names)
 
     @staticmethod
     @abstractmethod
@@ -82,8 +81,13 @@ class Descendant(Adapter):
         pooled = self.similarity_maps(images).flatten(2).max(2).values
         return pooled if prototypes is None else pooled.gather(1, prototypes.to(images.device)[:, None]).squeeze(1)
 
+    def _classes(self) -> int:
+        """K: what the module says, else as many as there are weights for."""
+        own: Any = getattr(self.module, "num_classes", None)
+        return int(self.class_weights().shape[1] if own is None else own)
+
     @torch.no_grad()
-    def class_weights(self) -> Tensor | None:
+    def class_weights(self) -> Tensor:
         """[P, K]: the class scores of each prototype alone, since the head is linear."""
         like = next(self.module.parameters())
         units = torch.eye(self.num_prototypes, dtype=like.dtype, device=like.device)
@@ -195,7 +199,7 @@ class ProtoPool(Descendant):
         """Not defined: scores depend on distances, see :meth:`prove`."""
         raise NotImplementedError
 
-    def class_weights(self) -> Tensor | None:
+    def class_weights(self) -> Tensor:
         """[P, K]: how much of each class's slots a prototype fills."""
         return self._presence().sum(2).T.detach().clone()
 
@@ -277,18 +281,19 @@ def wrap(
     for reading in _READINGS:
         if reading.fits(inner):
             try:
-                return _proved(reading(inner, **given), seed)
+                return _proved(reading, inner, given, seed)
             except ModelError as error:
                 refused = refused or error
     raise refused or ModelError(expected("model", "a PPNet or a descendant", type(inner).__name__))
 
 
-def _proved(wrapped: Descendant, seed: int) -> Descendant:
+def _proved(reading: type[Descendant], module: nn.Module, given: dict[str, Any], seed: int) -> Descendant:
     try:
+        wrapped = reading(module, **given)
         wrapped.prove(seed)
-    except ModelError:
+    except ProtomaskError:
         raise
     except Exception as error:  # whatever a model raises that has the names and not the form
-        wanted = f"a model that {type(wrapped).__name__} reads"
-        raise ModelError(expected("model", wanted, f"an error ({error})")) from error
+        wanted = f"a model that {reading.__name__} reads"
+        raise ModelError(expected("model", wanted, f"an error ({type(error).__name__}: {error})")) from error
     return wrapped

@@ -6,9 +6,11 @@ import builtins
 import math
 import random
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import cv2
@@ -126,3 +128,15 @@ def network(seed: int = 0, **options: Any) -> nn.DataParallel[PPNet]:
 def files(folder: Path) -> dict[str, bytes]:
     """Relative path -> content of everything under a folder."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@contextmanager
+def module_of(text: str, name: str = "pm_fork") -> Iterator[Any]:
+    """A module of that source, imported before any patch."""
+    module = ModuleType(name)
+    exec(compile(textwrap.dedent(text), name, "exec"), vars(module))
+    sys.modules[name] = module
+    try:
+        yield module
+    finally:
+        del sys.modules[name]

@@ -209,6 +209,24 @@ def test_a_model_that_crashes_is_refused(kind: type[nn.Module]) -> None:
         wrap(made(Crashing))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_classes_are_counted_where_the_model_does_not_say(kind: type[nn.Module]) -> None:
+    model, other = made(kind), made(kind)
+    del model.num_classes
+    if kind is EvalProtoPNet:
+        model.forward_SA_module = other.forward_SA_module  # its own reshapes by the count
+        model.forward = other.forward
+    assert wrap(model).num_classes == other.num_classes
+
+
+def test_what_disagrees_is_said_of_a_model_without_num_classes() -> None:
+    model = made(PPNet)
+    del model.num_classes
+    model.forward = lambda x: (torch.ones(len(x), 3), None)
+    with pytest.raises(ModelError, match="a largest difference of"):
+        wrap(model)
+
+
 @pytest.fixture
 def _probe() -> Iterator[None]:
     with probe():

@@ -19,12 +19,14 @@ from torch import nn
 import protomask
 import protopnet_ext
 from protomask.errors import InputError
+from protopnet_ext.patching.nearest import FIND
 from protopnet_ext.patching.pictures import Pictures
 
 from .patching_tools import (
     PROBE,
     Loader,
     files,
+    module_of,
     network,
     normalise,
     probe,
@@ -34,6 +36,7 @@ from .patching_tools import (
     same_objects,
     state,
 )
+from .ppnet import PPNet
 
 PREFIXES = {
     "prototype_img_filename_prefix": "prototype-img",
@@ -470,3 +473,257 @@ def test_pictures_are_found_under_either_form_of_name(tmp_path: Path, name: str)
     assert {path.name for path in tmp_path.iterdir()} == {name.format(kind=kind) for kind in kinds}
     sizes = [matplotlib.image.imread(tmp_path / name.format(kind=kind)).shape[:2] for kind in kinds]
     assert sizes == [(9, 6), (32, 32)]
+
+
+def drawn_map(net: nn.Module, images: torch.Tensor, prototype: int = 0) -> np.ndarray:
+    """What a script draws of its first image."""
+    with torch.no_grad():
+        maps = net.distance_2_similarity(net.push_forward(images)[1]).float().numpy()  # type: ignore[operator]
+    return cv2.resize(maps[0, prototype], (32, 32))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("inside", [True, False])
+def test_code_under_autocast_is_located_at_full_precision(dtype: torch.dtype, inside: bool) -> None:
+    net, images = network().module, normalise(Loader().pictures[:1])
+    with protopnet_ext.patch("mdm", steps=4, scales=(6,), say=None) as handle:
+        with torch.no_grad(), torch.autocast("cpu", dtype):
+            maps = net.distance_2_similarity(net.push_forward(images)[1]).float().numpy()
+            if inside:
+                drawn = cv2.resize(maps[0, 0], (32, 32))
+        if not inside:
+            drawn = cv2.resize(maps[0, 0], (32, 32))
+    assert handle.report.replaced == {"maps": 1}
+    found = protomask.locate(protopnet_ext.wrap(net), images, [(0, 0)], "mdm", steps=4, scales=(6,))
+    assert np.corrcoef(drawn.ravel(), found.maps[0].numpy().ravel())[0, 1] > 0.99
+
+
+def test_pictures_that_the_script_makes_of_its_batch_are_not_what_is_located() -> None:
+    net, images = network().module, normalise(Loader().pictures[:1])
+    kept = images.clone()
+    with protopnet_ext.patch(say=None, **PROBE) as handle, torch.no_grad():
+        maps = net.push_forward(images)[1]
+        array = maps.numpy().copy()
+        images.mul_(0.2).add_(0.4)
+        maps.zero_()
+        drawn = cv2.resize(array[0, 0], (32, 32))
+    assert handle.report.replaced == {"maps": 1}
+    found = protomask.locate(protopnet_ext.wrap(net), kept, [(0, 0)], **PROBE)
+    assert np.corrcoef(drawn.ravel(), found.maps[0].numpy().ravel())[0, 1] > 0.99
+
+
+class Named(PPNet):
+    """A fork whose argument has another name."""
+
+    def push_forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        return super().push_forward(images)
+
+
+class Loose(PPNet):
+    """A fork that takes whatever comes."""
+
+    def push_forward(self, *args: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        return super().push_forward(*args)
+
+
+class Tempered(PPNet):
+    """A fork whose similarity takes a second argument; no form of it is known."""
+
+    def distance_2_similarity(self, distances: torch.Tensor, temperature: float) -> torch.Tensor:  # type: ignore[override]
+        return -distances / temperature
+
+
+def test_forks_of_other_arguments_run() -> None:
+    images = normalise(Loader().pictures[:1])
+    with protopnet_ext.patch(say=None, **PROBE) as handle, torch.no_grad():
+        for model, called in (
+            (Named(), lambda m: m.push_forward(images=images)),
+            (Named(), lambda m: m.push_forward(images)),
+            (Loose(), lambda m: m.push_forward(images)),
+        ):
+            cv2.resize(called(model.eval())[1].numpy()[0, 0], (32, 32))
+        assert handle.report.replaced == {"maps": 3}
+        maps = Tempered().eval().push_forward(images)[1].numpy()
+        assert cv2.resize(-maps[0, 0] / 2, (32, 32)).shape == (32, 32)
+    assert handle.report.kept == {"map not recognised": 1}
+
+
+def test_a_batch_that_cannot_be_recorded_is_noted() -> None:
+    class Listed(PPNet):
+        def push_forward(self, x: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            return super().push_forward(torch.stack(x))
+
+    with protopnet_ext.patch(say=None, **PROBE) as handle, torch.no_grad():
+        Listed().eval().push_forward(list(normalise(Loader().pictures[:2])))
+    (note,) = handle.report.notes
+    assert note.startswith("a batch of Listed was not recorded: AttributeError")
+
+
+def test_whatever_fails_while_locating_becomes_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, images = network().module, normalise(Loader().pictures[:1])
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise errors.pop()
+
+    errors: list[BaseException] = [KeyError("as asked"), KeyboardInterrupt()]
+    with protopnet_ext.patch(say=None, **PROBE) as handle:
+        plain = drawn_map(network(seed=1).module, images)  # its adapter is proved before
+        monkeypatch.setattr("protomask.redrawing.locate", fail)
+        with pytest.raises(KeyboardInterrupt):
+            drawn_map(net, images)
+        drawn = drawn_map(net, images)
+        monkeypatch.setattr("protopnet_ext.patching.hooks._located", lambda *_: 1 / 0)
+        again = drawn_map(net, images)
+    assert np.array_equal(drawn, drawn_map(net, images))
+    assert np.array_equal(again, drawn)
+    assert plain.shape == drawn.shape
+    assert handle.report.kept == {"KeyError: 'as asked'": 1, "ZeroDivisionError: division by zero": 1}
+
+
+FORK = """
+    import cv2, numpy as np, torch
+
+    def push_prototypes(dataloader, model, folder, prepare):
+        boxes, best = np.full((model.num_prototypes, 6), -1), np.full(model.num_prototypes, np.inf)
+        for batch, _ in dataloader:
+            update_prototypes_on_batch(batch, model, best, boxes, prepare)
+        return boxes
+
+    def update_prototypes_on_batch(batch, model, best, boxes, prepare):
+        with torch.no_grad():
+            maps = model.push_forward(prepare(batch))[1].numpy()
+        for j in range(model.num_prototypes):
+            i = int(maps[:, j].min((1, 2)).argmin())
+            if maps[i, j].min() < best[j]:
+                best[j] = maps[i, j].min()
+                boxes[j, :5] = (i, *cv2.resize(maps[i, j], (32, 32)).shape, 0, 4)
+
+    class ImagePatch:
+        def __init__(self, distance, act_pattern):
+            self.negative_distance, self.act_pattern = -distance, act_pattern
+
+    def find_k_nearest_patches_to_prototypes(dataloader, NETWORK, preprocess_input_function=None):
+        kept = []
+        for batch, _ in dataloader:
+            with torch.no_grad():
+                maps = NETWORK.module.push_forward(preprocess_input_function(batch))[1].numpy()
+            kept += [ImagePatch(m.min(), m) for image in maps for m in image]
+        return [cv2.resize(patch.act_pattern, (32, 32)) for patch in kept[-6:]]
+"""
+
+
+@pytest.mark.parametrize("name", ["prototype_network_parallel", "model"])
+def test_forks_of_push_and_search_run_and_their_maps_are_recognised(name: str) -> None:
+    with module_of(FORK.replace("NETWORK", name)) as fork:
+        plain = fork.push_prototypes(Loader(), network().module, None, normalise)
+        with protopnet_ext.patch(say=None, **PROBE) as handle:
+            patched = fork.push_prototypes(Loader(), network().module, None, normalise)
+            improved = handle.report.drawn["maps"]
+            maps = fork.find_k_nearest_patches_to_prototypes(Loader(), network(), normalise)
+    assert np.array_equal(plain, patched)
+    assert len(maps) == 6
+    assert handle.report.drawn == handle.report.replaced == {"maps": improved + 6}
+    left = {"push_prototypes", "find_k_nearest_patches_to_prototypes"} - ({FIND} if name != "model" else set())
+    assert handle.report.notes == tuple(
+        f"pm_fork.{name} is left as it is: its arguments are not known" for name in sorted(left, reverse=True)
+    )
+
+
+def test_a_push_that_cannot_be_followed_keeps_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with repository("protopnet"):
+        push(tmp_path / "plain", network())
+        plain = files(tmp_path / "plain")
+        for place in ("_sources", "_note", "module_inside", "Bounds.of_call", "Pictures.draw"):
+            with monkeypatch.context() as patched, protopnet_ext.patch(say=None, **PROBE) as handle:
+                patched.setattr(f"protopnet_ext.patching.push.{place}", lambda *_: 1 / 0)
+                push(tmp_path / place, network())
+            assert files(tmp_path / place) == plain, place
+            assert handle.report.kept == {"ZeroDivisionError: division by zero": 1 if place == "_note" else 6}, place
+
+
+def test_a_replica_of_several_gpus_says_so() -> None:
+    net = network().module
+    replica = net._replicate_for_data_parallel()
+    for name, parameter in net._parameters.items():
+        object.__setattr__(replica, name, parameter)
+    with protopnet_ext.patch(say=None, **PROBE) as handle:
+        drawn_map(replica, normalise(Loader().pictures[:1]))
+    (reason,) = handle.report.kept
+    assert "seen inside a multi-GPU replica" in reason
+
+
+def test_grey_images_are_located() -> None:
+    net = network().module
+    net.features[0] = nn.Conv2d(1, 8, 3, 2, 1)
+    images = normalise(Loader().pictures[:1])[:, :1]
+    with protopnet_ext.patch("mdm", steps=4, scales=(6,), say=None, mean=[0.5], std=[0.25]) as handle:
+        drawn = drawn_map(net, images)
+    assert handle.report.replaced == {"maps": 1}
+    assert handle.report.notes == ()
+    found = protomask.locate(protopnet_ext.wrap(net, mean=[0.5], std=[0.25]), images, [(0, 0)], steps=4, scales=(6,))
+    assert np.corrcoef(drawn.ravel(), found.maps[0].numpy().ravel())[0, 1] > 0.99
+    with protopnet_ext.patch(say=None, **PROBE) as handle:
+        drawn_map(net, images)
+    assert handle.report.replaced == {"maps": 1}
+    assert [note.partition(" of images")[0] for note in handle.report.notes] == [
+        "0 is taken for the mean",
+        "1 is taken for the std",
+    ]
+    with pytest.raises(InputError, match="std: expected a number"):
+        protopnet_ext.patch(std=[0])
+
+
+def test_a_registry_that_has_the_name_gets_another() -> None:
+    with module_of("SUPPORTED_ATTRIBUTION_FUNCTIONS = {'smoothgrad': 1}") as registry:
+        sys.modules["pm_also"] = also = ModuleType("pm_also")
+        also.SUPPORTED_ATTRIBUTION_FUNCTIONS = entries = registry.SUPPORTED_ATTRIBUTION_FUNCTIONS  # type: ignore[attr-defined]
+        try:
+            with protopnet_ext.patch("smoothgrad", say=None) as handle:
+                assert list(entries) == ["smoothgrad", "protomask-smoothgrad"]
+                assert entries["smoothgrad"] == 1
+        finally:
+            del sys.modules["pm_also"]
+    assert entries == {"smoothgrad": 1}
+    place = "pm_fork.SUPPORTED_ATTRIBUTION_FUNCTIONS"
+    assert handle.report.notes == (f"{place} has a smoothgrad of its own: ours is protomask-smoothgrad",)
+
+
+def hooked(net: PPNet, kind: str) -> tuple[list[Any], Any]:
+    """Hooks of every kind that keep what they see in a list, and the handle of one; ``"changing"`` ones change it."""
+    seen: list[Any] = []
+    layer = net.add_on_layers
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        nn.utils.spectral_norm(net.features[3])  # a hook that makes the layer's weights
+
+    def forward(module: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> torch.Tensor | None:
+        seen.append(output.detach().clone())
+        return output * 0.5 if kind == "changing" else None
+
+    layer.register_forward_pre_hook(lambda *_: seen.append("pre"))
+    layer.register_full_backward_hook(lambda *_: seen.append("backward"))
+    return seen, layer.register_forward_hook(forward, with_kwargs=True)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("kind", ["looking", "changing"])
+def test_hooks_that_only_look_are_not_called_while_locating(kind: str, inference: bool) -> None:
+    images = normalise(Loader().pictures[:2])
+    nets = [network().module for _ in range(2)]
+    (plain, _), (seen, handle) = (hooked(net.eval(), kind) for net in nets)
+    before = drawn_map(nets[0], images)
+    order = [list(part._forward_hooks.items()) for part in nets[1].modules()]
+    with protopnet_ext.patch("mdm", steps=4, scales=(6,), say=None) as report, torch.inference_mode(inference):
+        drawn = drawn_map(nets[1], images)
+        drawn_map(nets[1], images, 3)
+    assert report.report.replaced == {"maps": 2}
+    assert not np.array_equal(before, drawn)
+    assert [list(part._forward_hooks.items()) for part in nets[1].modules()] == order
+    assert "backward" not in seen
+    if kind == "looking":
+        assert len(seen) == 2 * len(plain) == 4
+        assert torch.equal(seen[-1], plain[-1])
+    else:
+        assert len(seen) > 4, "they are a part of the model"
+    handle.remove()
+    assert all(handle.id not in part._forward_hooks for part in nets[1].modules())

@@ -83,6 +83,21 @@ def test_a_failing_import_fails_as_it_would(tmp_path: Path, monkeypatch: pytest.
     assert "pm_broken" not in sys.modules
 
 
+@pytest.mark.filterwarnings("ignore:.*Old.find_spec:ImportWarning")  # before Python 3.12
+def test_finders_without_find_spec_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Old:
+        def find_module(self, name: str, path: object = None) -> None: ...
+
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Old()])
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("pm_no_such_module")
+    replacements = Replacements()
+    replacements.on_import(lambda module: None)
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("pm_no_such_module")
+    replacements.undo()
+
+
 def test_attributes_that_were_absent_are_absent_again() -> None:
     class Base:
         @staticmethod
@@ -147,6 +162,19 @@ def test_the_report() -> None:
     assert str(report) == line
     tally.draw("push")
     assert report.drawn == {"push": 2}, "a report is a snapshot"
+
+
+def test_a_function_of_other_arguments_is_noted() -> None:
+    def theirs(model: object, *, k: int = 5) -> None: ...
+
+    tally = Tally("toy")
+    assert tally.knows("m.theirs", theirs, ["k", "model"])
+    assert tally.report().notes == ()
+    assert not tally.knows("m.theirs", theirs, ["network"])
+    assert not tally.knows("m.dict", dict, ["network"]), "no signature"
+    notes = [f"{name} is left as it is: its arguments are not known" for name in ("m.theirs", "m.dict")]
+    assert tally.report().notes == tuple(notes)
+    assert str(tally.report()).endswith("; ".join(["", *notes]))
 
 
 def test_the_handle_undoes_also_after_an_error(pair: Callable[[str], ModuleType]) -> None:

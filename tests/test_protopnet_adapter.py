@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from protomask.errors import InputError, ModelError
-from protomask.model import class_prototypes, contract
+from protomask.model import IMAGENET_MEAN, class_prototypes, contract
 from protopnet_ext.adapter import matches, wrap
 from tests.ppnet import PPNet, ppnet
 
@@ -253,3 +254,54 @@ def test_grey_input() -> None:
     model = ppnet()
     model.features[0] = nn.Conv2d(1, 8, 3, 2, 1)
     assert wrap(model, mean=[0.5], std=[0.2]).input_shape == (1, 32, 32)
+
+
+def test_attributes_of_any_form_are_read() -> None:
+    model = ppnet()
+    model.register_buffer("mean", torch.tensor([0.4, 0.5, 0.6], dtype=torch.float64).view(1, 3, 1, 1))
+    model.register_buffer("std", torch.tensor([0.5, 0.25, 1.0], dtype=torch.bfloat16).view(3, 1, 1))
+    model.class_names = None  # type: ignore[assignment]
+    model.img_size = np.int64(32)  # type: ignore[assignment]
+    wrapped = wrap(model)
+    assert (wrapped.mean, wrapped.std) == ((0.4, 0.5, 0.6), (0.5, 0.25, 1.0))
+    assert wrapped.class_names == ()
+    assert wrapped.input_shape == (3, 32, 32)
+    model.img_size, model.mean, model.std = [32, 32], None, None  # type: ignore[assignment]
+    wrapped = wrap(model)
+    assert (wrapped.mean, wrapped.input_shape) == (IMAGENET_MEAN, (3, 32, 32))
+
+
+@pytest.mark.parametrize("name", ["mean", "std", "img_size", "class_names"])
+def test_attributes_that_cannot_be_read_are_named(name: str) -> None:
+    model = ppnet()
+    setattr(model, name, object())
+    with pytest.raises(ModelError, match=rf"model\.{name}: expected n.*, got object"):
+        wrap(model)
+
+
+class Tempered(PPNet):
+    """Its similarity takes a second argument, which its own forward pass gives."""
+
+    def distance_2_similarity(self, distances: Tensor, temperature: float) -> Tensor:  # type: ignore[override]
+        return -distances / temperature
+
+    def forward(self, x: Tensor) -> Any:
+        nearest = self.prototype_distances(x).amin((2, 3))
+        return self.last_layer(self.distance_2_similarity(nearest, 2.0)), nearest
+
+
+class Accompanied(PPNet):
+    """Its features come with more."""
+
+    def conv_features(self, x: Tensor) -> Any:
+        return super().conv_features(x), []
+
+    def distances_of(self, features: Any) -> Tensor:
+        return super().distances_of(features[0])
+
+
+def test_forks_with_other_arguments_and_results() -> None:
+    with pytest.raises(ModelError, match=r"an error \(TypeError: .*temperature"):
+        wrap(made(Tempered))
+    model = made(Accompanied).eval()
+    assert torch.equal(wrap(model).logits(images()), model(images())[0])

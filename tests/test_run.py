@@ -60,6 +60,36 @@ def test_a_script_draws_located_regions(tmp_path: Path, inputs: list[str], capsy
     assert sum("prototype" in name and found[0][name] != found[2][name] for name in found[0]) == 12
 
 
+GREY = """
+import sys
+sys.path.insert(0, {root!r})
+import cv2, torch
+from tests.patching_tools import Loader
+from tests.ppnet import ppnet
+
+model = ppnet().eval()
+model.features[0] = torch.nn.Conv2d(1, 8, 3, 2, 1)
+batches = list(Loader().pictures[:3, :1].split(1))
+with torch.no_grad():
+    maps = [model.push_forward(batch)[1].numpy() for batch in batches]
+cv2.resize(maps[0][0, 0], (32, 32))
+"""
+
+
+def test_statistics_and_remembered_batches_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = script(tmp_path, GREY.format(root=str(STANDINS.parent.parent)))
+    said = []
+    for words in ((), ("--mean", "0.5", "--std=0.25", "--remember", "3"), ("--remember", "2"), ("--std", "0.5,0.5")):
+        assert run("--method", "probe", *words, "--", path) == 0
+        said.append(capsys.readouterr().err)
+    assert [("replaced 1 of 1" in err, "since none is given" in err) for err in said[:2]] == [
+        (True, True),
+        (True, False),
+    ]
+    assert "1 kept as they were: map not recognised" in said[2]
+    assert "std: expected 1 values" in said[3]
+
+
 def test_exit_codes_and_errors_pass_through(
     tmp_path: Path, inputs: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,7 +193,9 @@ def test_mistakes(words: list[str], said: str, capsys: pytest.CaptureFixture[str
 def test_cuda_is_harmless() -> None:
     with without_cuda():
         tensor = torch.ones(2)
-        assert tensor.cuda() is tensor
+        there = tensor.cuda()
+        assert there is not tensor, "a copy, as on CUDA"
+        assert there.cuda() is there.to("cuda") is there, "is there already"
         assert tensor.cuda(0, non_blocking=True).to("cuda:1").to(0).to(torch.device("cuda")).device.type == "cpu"
         assert torch.zeros(2, device="cuda").device.type == "cpu"
         assert torch.tensor([1.0], device=torch.device("cuda", 0)).device.type == "cpu"
@@ -182,6 +214,67 @@ def test_cuda_is_harmless() -> None:
     assert torch.zeros(1, device="meta").device.type == "meta"
 
 
+def test_integers_are_devices_and_so_are_defaults() -> None:
+    before = torch.Generator
+    with without_cuda():
+        assert torch.zeros(2, device=0).device.type == "cpu"
+        assert torch.zeros(2).to(device=0).device.type == "cpu"
+        assert torch.nn.Linear(2, 2, device=0).weight.device.type == "cpu"
+        torch.set_default_device("cuda")
+        try:
+            assert torch.zeros(2).device.type == "cpu"
+        finally:
+            torch.set_default_device(None)
+        for device in ("cuda", torch.device("cuda", 0), 0, "cpu"):
+            generator = torch.Generator(device=device).manual_seed(3)
+            assert isinstance(generator, torch.Generator)
+            assert torch.rand(2, generator=generator, device="cuda").device.type == "cpu"
+        assert isinstance(torch.default_generator, torch.Generator)
+        assert torch.cuda.memory_summary() == ""
+        assert not isinstance(0, torch.cuda.device)
+        with torch.cuda.device_of(torch.ones(1)):
+            pass
+    assert torch.Generator is before
+
+
+def test_what_is_a_copy_on_cuda_is_a_copy() -> None:
+    with without_cuda():
+        for move in (
+            lambda x: x.cuda(),
+            lambda x: x.to("cuda"),
+            lambda x: x.to(0),
+            lambda x: x.to(device=torch.device("cuda")),
+            lambda x: x.type("torch.cuda.FloatTensor"),
+            lambda x: torch.as_tensor(x, device="cuda"),
+        ):
+            image = torch.ones(3)
+            batch = move(image)
+            image.zero_()
+            assert batch.tolist() == [1, 1, 1]
+            batch.requires_grad_()
+            assert image.numpy().tolist() == [0, 0, 0]
+            assert move(batch) is batch
+        made = torch.zeros(2, device="cuda").requires_grad_()
+        assert made.cuda() is made
+        assert image.to("cpu") is image.to(torch.float32) is image
+
+
+def test_gradients_and_modules_move_as_on_cuda() -> None:
+    model = torch.nn.BatchNorm1d(2)
+    parameters, optimiser = list(model.parameters()), torch.optim.SGD(model.parameters(), 0.1)
+    with without_cuda():
+        leaf = torch.ones(4, 2, requires_grad=True)
+        moved = leaf.cuda()
+        assert not moved.is_leaf
+        assert all(a is b for a, b in zip(model.cuda().to("cuda").parameters(), parameters, strict=True))
+        (model(moved) ** 2 * torch.arange(8.0).view(4, 2)).sum().backward()
+        assert leaf.grad is not None
+        assert model.bias.grad is not None
+        model.bias.grad.fill_(1)
+        optimiser.step()
+    assert model.bias.tolist() == pytest.approx([-0.1, -0.1])
+
+
 def test_numbers_are_those_of_the_cpu() -> None:
     model = network().module
     images = normalise(Loader().pictures[:2])
@@ -198,4 +291,8 @@ def test_loading(tmp_path: Path) -> None:
     text += "assert torch.load(sys.argv[1], map_location='cuda:0')['weight'].device.type == 'cpu'\n"
     text += "assert torch.load(sys.argv[1], 'cuda')['weight'].device.type == 'cpu'\n"
     text += "assert torch.load(sys.argv[1], map_location=lambda storage, loc: storage)['weight'].device.type == 'cpu'\n"
+    text += "assert torch.load(sys.argv[1], map_location=lambda storage, loc: storage.cuda(0))['weight'].sum() == 2\n"
+    text += "assert torch.load(sys.argv[1], map_location={'cuda:1': 'cuda:0', 'cpu': 'cuda:0'})['weight'].sum() == 2\n"
+    text += "assert torch.load(sys.argv[1], map_location=0)['weight'].device.type == 'cpu'\n"
+    text += "assert torch.load(sys.argv[1], map_location='meta')['weight'].device.type == 'meta'\n"
     assert run("--device", "cpu", "--", script(tmp_path, text), str(tmp_path / "plain.pth")) == 0

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("errors",),
     ("checks",),
-    ("blur", "draws", "files", "opening", "pickles", "trusted", "activation", "allocator", "patching"),
+    ("blur", "draws", "files", "opening", "pickles", "trusted", "activation", "allocator", "hooks", "patching"),
     ("records", "model", "adapting", "region", "fills", "masks", "objective", "precision", "stack", "data.sample"),
     ("targets", "blending", "folding", "memory", "problems", "data", "metrics", "visualise"),
     ("workset",),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 from protomask.commands.common import add_plugin, positive, seed_option
+from protomask.commands.convert import numbers_option
 from protomask.commands.locate import parse_settings
 from protomask.commands.script import loading, run_script, without_cuda
 from protomask.errors import InputError, expected
@@ -43,6 +46,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
                         help="of everything drawn (default: %(default)s)")  # fmt: skip
     parser.add_argument("--batch", type=positive, default=32, metavar="N",
                         help="images in one network pass (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--remember", type=positive, metavar="N",
+                        help="last batches in which a drawn map is looked for (default: the family's)")  # fmt: skip
+    parser.add_argument("--mean", type=numbers_option, metavar="R,G,B",
+                        help="what the script normalises images by (default: the model's own; else ImageNet's for RGB,"
+                        " else 0)")  # fmt: skip
+    parser.add_argument("--std", type=numbers_option, metavar="R,G,B",
+                        help="likewise (default: the model's own; else ImageNet's for RGB, else 1)")  # fmt: skip
     add_plugin(parser)
     parser.add_argument("script", nargs=argparse.REMAINDER, metavar="SCRIPT", help="the script and its arguments")
     parser.set_defaults(run=run)
@@ -61,9 +71,17 @@ def run(args: argparse.Namespace) -> None:
             stack.enter_context(without_cuda())
         for family in families().values():
             if family.patch is not None:
-                patch = family.patch(args.method, seed=args.seed, batch=args.batch, say=None, **settings)
+                told = _told(args, family.patch)
+                patch = family.patch(args.method, seed=args.seed, batch=args.batch, say=None, **told, **settings)
                 patches.append(stack.enter_context(patch))
         run_script(script, arguments, as_module=as_module)
+
+
+def _told(args: argparse.Namespace, patch: Callable[..., Any]) -> dict[str, Any]:
+    """The options that were given and that a family's patch takes."""
+    taken = inspect.signature(patch).parameters
+    given = {name: getattr(args, name) for name in ("remember", "mean", "std")}
+    return {name: value for name, value in given.items() if value is not None and name in taken}
 
 
 def _script(words: Sequence[str]) -> tuple[str, list[str], bool]:
@@ -78,7 +96,7 @@ def _script(words: Sequence[str]) -> tuple[str, list[str], bool]:
 
 def _report(patches: Sequence[Patch]) -> None:
     reports = [patch.report for patch in patches]
-    lines = [str(report) for report in reports if report.found]
+    lines = [str(report) for report in reports if report.found or report.notes]
     if not lines:
         lines = ["protomask run: found nothing to patch: the script imported no code that an installed family knows"]
     to_stderr("\n".join(lines))

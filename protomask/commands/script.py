@@ -7,13 +7,14 @@ import pickle
 import runpy
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from protomask.errors import CheckpointError, InputError, expected
 from protomask.patching import Replacements
@@ -25,11 +26,12 @@ _ANSWERS: dict[str, object] = {
     "current_device": 0,
     "get_device_name": "cpu",
     "is_bf16_supported": False,
+    "memory_summary": "",
     **dict.fromkeys(("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"), 0),
     **dict.fromkeys(("set_device", "synchronize", "empty_cache", "ipc_collect", "init", "manual_seed")),
     **dict.fromkeys(("manual_seed_all", "reset_peak_memory_stats", "reset_max_memory_allocated", "seed", "seed_all")),
 }
-_TENSORS = ("FloatTensor", "DoubleTensor", "HalfTensor", "LongTensor", "IntTensor", "ByteTensor", "BoolTensor")
+_KINDS = ("Float", "Double", "Half", "Long", "Int", "Short", "Char", "Byte", "Bool")
 
 
 class UntrustedError(CheckpointError, pickle.UnpicklingError):
@@ -62,7 +64,7 @@ def run_script(script: str, arguments: Sequence[str], *, as_module: bool = False
 def loading(*, trust: bool, to_cpu: bool) -> Iterator[None]:
     """Inside, ``torch.load`` without ``weights_only`` takes whole modules with ``trust``, else says how to allow it.
 
-    With ``to_cpu``, what names no CPU location is loaded to the CPU.
+    With ``to_cpu`` everything is loaded to the CPU, unless another device than CUDA is named.
     """
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -70,7 +72,7 @@ def loading(*, trust: bool, to_cpu: bool) -> Iterator[None]:
 
         def load(*args: Any, **kwargs: Any) -> Any:
             given = signature.bind(*args, **kwargs).arguments
-            if to_cpu and (given.get("map_location") is None or _on_cuda(given["map_location"])):
+            if to_cpu and not _names_other_device(given.get("map_location")):
                 args, kwargs = args[:1], {**_named(signature, args), **kwargs, "map_location": "cpu"}
             if trust and given.get("weights_only") is None:
                 kwargs["weights_only"] = False
@@ -104,8 +106,10 @@ def without_cuda() -> Iterator[None]:
         for name, answer in _ANSWERS.items():
             if hasattr(torch.cuda, name):
                 replacements.wrap(torch.cuda, name, _answering(answer))
-        replacements.set(torch.cuda, "device", _no_device)
-        for name in _TENSORS:
+        replacements.set(torch.cuda, "device", _NoDevice)
+        replacements.set(torch, "Generator", _Generator)
+        replacements.wrap(torch, "set_default_device", _setting_cpu)
+        for name in (f"{kind}Tensor" for kind in _KINDS):
             replacements.set(torch.cuda, name, getattr(torch, name))
         with _OnCPU():
             yield
@@ -114,19 +118,68 @@ def without_cuda() -> Iterator[None]:
 
 
 class _OnCPU(TorchFunctionMode):
-    """Every call of a torch function or tensor method, with CUDA devices turned into the CPU."""
+    """Every call of a torch function or tensor method, with CUDA devices turned into the CPU.
+
+    What would be a copy on CUDA is a copy here: a script that then writes over the original expects the copy to stay.
+    The copy of a copy is the copy itself, as on CUDA, and a module's parameters stay what they are.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._there = WeakTensorKeyDictionary()  # tensors that are on CUDA, as far as the script knows
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in (Tensor.cuda, Tensor.pin_memory):
+        if func is Tensor.pin_memory:
             return args[0]
         if func is torch.device:  # a name as yet; torch's own code asks by it for torch.cuda's functions
             return func(*args, **kwargs)
+        if func is Tensor.cuda:
+            return self._moved(args[0], args[0])
         if func is Tensor.to:
-            args = (args[0], *("cpu" if _is_device_index(value) else value for value in args[1:]))
-        return func(*map(_to_cpu, args), **{name: _to_cpu(value) for name, value in kwargs.items()})
+            args = (args[0], *map(_index_to_cuda, args[1:]))
+        if "device" in kwargs:
+            kwargs = {**kwargs, "device": _index_to_cuda(kwargs["device"])}
+        moves = any(_is_cuda(value) for value in (*args, *kwargs.values()))
+        came = func(*map(_to_cpu, args), **{name: _to_cpu(value) for name, value in kwargs.items()})
+        return self._moved(came, args[0] if args else None) if moves and isinstance(came, Tensor) else came
+
+    def _moved(self, came: Tensor, original: object) -> Tensor:
+        """What a move to CUDA gives: not the original itself, unless it is there already or is a parameter."""
+        if came is original and came not in self._there and not isinstance(came, nn.Parameter):
+            came = came.clone()
+        self._there[came] = True
+        return came
+
+
+class _NoDevice:
+    """``torch.cuda.device`` where there is none: a class, since torch asks of things whether they are of it."""
+
+    def __init__(self, device: object = None) -> None: ...
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+class _OfGenerators(type):
+    """``torch.Generator``, whose instances do not pass through torch functions: on the CPU whatever is asked for."""
+
+    def __call__(cls, device: Any = "cpu") -> torch.Generator:
+        return torch._C.Generator(device=_to_cpu(_index_to_cuda(device)))
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, torch._C.Generator)
+
+
+class _Generator(metaclass=_OfGenerators):
+    """Stands in for ``torch.Generator``."""
+
+
+def _setting_cpu(original: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda device: original(_to_cpu(_index_to_cuda(device)))
 
 
 def _to_cpu(value: Any) -> Any:
@@ -135,22 +188,28 @@ def _to_cpu(value: Any) -> Any:
     return "cpu" if _on_cuda(value) else value
 
 
+def _is_cuda(value: Any) -> bool:
+    return _on_cuda(value) or (isinstance(value, str) and value.startswith("torch.cuda."))
+
+
+def _names_other_device(location: object) -> bool:
+    """Whether ``torch.load`` is told a device, and not CUDA; tables and functions of locations mostly name CUDA."""
+    return isinstance(location, (str, torch.device)) and not _on_cuda(location)
+
+
 def _on_cuda(value: Any) -> bool:
     if isinstance(value, torch.device):
         return value.type == "cuda"
     return isinstance(value, str) and (value == "cuda" or value.startswith("cuda:"))
 
 
-def _is_device_index(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _index_to_cuda(value: Any) -> Any:
+    """An integer where a device stands is a CUDA device."""
+    return "cuda" if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _answering(answer: object) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return lambda original: lambda *args, **kwargs: answer
-
-
-def _no_device(device: object = None) -> nullcontext[None]:
-    return nullcontext()
 
 
 def _named(signature: inspect.Signature, args: tuple[Any, ...]) -> dict[str, Any]:

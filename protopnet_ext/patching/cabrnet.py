@@ -28,12 +28,21 @@ PLACE = "attributions"
 
 
 def see(replacements: Replacements, session: Session, module: ModuleType) -> None:
-    """Add the method to a module's registry."""
+    """Add the method to a module's registry, once; under another name where the registry has one of that name."""
     registry = vars(module).get(REGISTRY)
-    name = session.options["method"]
-    if isinstance(registry, dict) and name not in registry:
-        session.tally.found[f"{module.__name__}.{REGISTRY}"] = None
-        replacements.add_item(registry, name, _attribution(session))
+    if not isinstance(registry, dict) or any(getattr(value, "session", None) is session for value in registry.values()):
+        return
+    place, method = f"{module.__name__}.{REGISTRY}", session.options["method"]
+    name = method if method not in registry else f"protomask-{method}"
+    if name in registry:
+        session.tally.note(f"{place} is left as it is: it has {method} and {name}")
+        return
+    if name != method:
+        session.tally.note(f"{place} has a {method} of its own: ours is {name}")
+    session.tally.found[place] = None
+    located = _attribution(session)
+    located.session = session  # type: ignore[attr-defined]
+    replacements.add_item(registry, name, located)
 
 
 def _attribution(session: Session) -> Callable[..., np.ndarray]:
@@ -50,7 +59,8 @@ def _attribution(session: Session) -> Callable[..., np.ndarray]:
         images = (img_tensor if img_tensor.dim() == 4 else img_tensor[None]).to(device)
         model.to(device)
         cell = None if location is None or isinstance(location, str) else (int(location[0]), int(location[1]))
-        adapter = wrap(model, input_shape=tuple(images.shape[1:]), cell=cell)
+        shape = tuple(images.shape[1:])
+        adapter = wrap(model, input_shape=shape, cell=cell, **session.statistics(model, shape[0]))
         found = session.locate_in(adapter, model, images, [(0, proto_idx)])[0]
         reason = found if isinstance(found, str) else ""
         session.tally.draw(PLACE, reason)

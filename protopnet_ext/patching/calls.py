@@ -18,6 +18,13 @@ def arguments_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: di
     return dict(call.arguments)
 
 
+def first_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A method's first argument after ``self``, whatever it is called and however it came; None where there is none."""
+    given = list(arguments_of(function, args, kwargs).values())[1:]
+    first = given[0] if given else None
+    return (first[0] if first else None) if isinstance(first, tuple) else first
+
+
 def module_inside(network: Any) -> nn.Module:
     """The model that code calls ``network.module``, or the network itself."""
     inner = unwrapped(network)

@@ -12,8 +12,10 @@ import numpy as np
 from torch import Tensor, nn
 
 from protomask.patching import Replacements, subclasses
+from protomask.redrawing import reason_of
 
 from . import cabrnet, nearest, push
+from .calls import first_of
 from .seen import record
 from .session import Session
 
@@ -22,6 +24,7 @@ _ONE_BANK = ("push_forward",)
 _TWO_BANKS = ("push_forward_trivial", "push_forward_support", "forward")
 _SHARED = ("prototype_distances",)
 _MARK = "distance_2_similarity"
+MAPS = "maps"
 
 
 def install(replacements: Replacements, session: Session) -> None:
@@ -58,12 +61,17 @@ def _watch_class(replacements: Replacements, session: Session, cls: type) -> Non
 
 
 def _recording(session: Session, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-    def forward(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        came = original(self, x, *args, **kwargs)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        came = original(self, *args, **kwargs)
         # What training calls is recorded in evaluation mode only, so that no batch of it is kept alive.
         if not session.locating and (name.startswith("push_forward") or not self.training):
-            for first, maps in _banks(self, name, came):
-                session.seen.append(record(self, x, maps, first))
+            try:
+                images, banks = first_of(original, (self, *args), kwargs), _banks(self, name, came)
+                session.seen.extend(record(self, images, maps, first) for first, maps in banks)
+                again = functools.partial(original, self, *args, **kwargs)
+                session.try_without_hooks(self, _maps(banks), lambda: _maps(_banks(self, name, again())))
+            except Exception as error:  # a form that is not known; what it draws is then not recognised
+                session.tally.note(f"a batch of {type(self).__name__} was not recorded: {reason_of(error)}")
         return came
 
     return forward
@@ -83,19 +91,26 @@ def _banks(module: nn.Module, name: str, came: Any) -> list[tuple[int, Tensor]]:
     return [(start + k * int(m.shape[1]), m) for k, m in enumerate(good)]
 
 
+def _maps(banks: list[tuple[int, Tensor]]) -> list[Tensor]:
+    return [maps for _, maps in banks]
+
+
 def _watch_resize(replacements: Replacements, session: Session) -> None:
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         def resize(src: Any, *args: Any, **kwargs: Any) -> Any:
             map_like = isinstance(src, np.ndarray) and src.ndim == 2 and src.dtype.kind == "f"
             if session.locating or session.pushing or not map_like:
                 return original(src, *args, **kwargs)
-            place, located = _located(session, src)
-            if not isinstance(located, np.ndarray):
-                if located is not None:
-                    session.tally.draw(place, located)
-                return original(src, *args, **kwargs)
-            session.tally.draw(place)
-            return _fitted(original, located.astype(src.dtype), src, args, kwargs)
+            try:
+                place, located = _located(session, src)
+                drawn = None
+                if isinstance(located, np.ndarray):
+                    drawn = _fitted(original, located.astype(src.dtype), src, args, kwargs)
+            except Exception as error:
+                place, located, drawn = MAPS, reason_of(error), None
+            if located is not None:
+                session.tally.draw(place, located if isinstance(located, str) else "")
+            return original(src, *args, **kwargs) if drawn is None else drawn
 
         return resize
 
@@ -108,7 +123,7 @@ def _located(session: Session, array: np.ndarray) -> tuple[str, np.ndarray | str
     if kept is not None:
         return "nearest patches", kept
     pair = session.identify(array)
-    return "maps", session.map_of(*pair) if isinstance(pair, tuple) else pair
+    return MAPS, session.map_of(*pair) if isinstance(pair, tuple) else pair
 
 
 def _fitted(

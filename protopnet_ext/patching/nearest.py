@@ -21,12 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from protomask.patching import Replacements
+from protomask.redrawing import reason_of
 
 from .calls import arguments_of, module_inside
 from .seen import Seen
 from .session import UNKNOWN, Session
 
 FIND, PATCH = "find_k_nearest_patches_to_prototypes", "ImagePatch"
+_NETWORK = "prototype_network_parallel"
 
 
 @dataclass(eq=False)
@@ -88,7 +90,10 @@ def see(replacements: Replacements, session: Session, module: ModuleType) -> Non
     patch = vars(module).get(PATCH)
     if not isinstance(patch, type) or not replacements.defines(module, FIND):
         return
-    session.tally.found[f"{module.__name__}.{FIND}"] = None
+    name = f"{module.__name__}.{FIND}"
+    if not session.tally.knows(name, vars(module)[FIND], [_NETWORK]):
+        return
+    session.tally.found[name] = None
     replacements.wrap(patch, "__init__", functools.partial(_patch, session))
     replacements.wrap(module, FIND, functools.partial(_find, session))
 
@@ -97,8 +102,11 @@ def _find(session: Session, original: Callable[..., Any]) -> Callable[..., Any]:
     def find_k_nearest_patches_to_prototypes(*args: Any, **kwargs: Any) -> Any:
         call = arguments_of(original, args, kwargs)
         outer = session.search
-        module = module_inside(call["prototype_network_parallel"])
-        session.search = Search(module, call.get("preprocess_input_function"))
+        try:
+            session.search = Search(module_inside(call[_NETWORK]), call.get("preprocess_input_function"))
+        except TypeError as error:  # no network that we know; its maps may still be recognised by their content
+            session.search = None
+            session.tally.note(f"{FIND}: {error}")
         try:
             return original(*args, **kwargs)
         finally:
@@ -111,8 +119,13 @@ def _patch(session: Session, original: Callable[..., Any]) -> Callable[..., Any]
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         search, array = session.search, getattr(self, "act_pattern", None)
-        if isinstance(search, Search) and isinstance(array, np.ndarray):
-            search.add(self, -self.negative_distance, array, session.seen[-1] if session.seen else None)
+        # Without its picture a patch cannot be located; its map may still be recognised by its content.
+        pictured = getattr(self, "original_img", None) is not None
+        if isinstance(search, Search) and isinstance(array, np.ndarray) and pictured:
+            try:
+                search.add(self, -self.negative_distance, array, session.seen[-1] if session.seen else None)
+            except Exception as error:
+                session.tally.note(f"{PATCH}: {reason_of(error)}")
 
     return __init__
 

@@ -9,7 +9,8 @@ rows of the prototypes that this batch improves into ``proto_bound_boxes`` [P, 5
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -19,12 +20,19 @@ import torch
 from torch import Tensor, nn
 
 from protomask.patching import Replacements
+from protomask.redrawing import reason_of
 
 from .calls import arguments_of, module_inside
 from .pictures import Bounds, Pictures, bounds_of
+from .seen import Seen
 from .session import Session
 
 PUSH, UPDATE = "push_prototypes", "update_prototypes_on_batch"
+READ = {
+    PUSH: ("prototype_network_parallel",),
+    UPDATE: ("search_batch_input", "start_index_of_search_batch", "proto_bound_boxes", "proto_rf_boxes"),
+}
+"""The arguments that are read; a fork without them is left as it is, and its maps are recognised by their content."""
 PLACE = "push"
 MISSED = "the batch that a prototype was pushed to was not seen"
 
@@ -40,16 +48,22 @@ class _Source:
 
 @dataclass(eq=False)
 class _Push:
-    """One push while it runs: each prototype's source so far, and the pictures' names."""
+    """One push while it runs: each prototype's source so far, or why it is not known, and the pictures' names.
+
+    Where not even the improved prototypes could be told, ``lost`` is the reason: any source may be outdated then.
+    """
 
     first: int = 0
-    sources: dict[int, _Source | None] = field(default_factory=dict)
+    sources: dict[int, _Source | str] = field(default_factory=dict)
     pictures: Pictures | None = None
+    lost: str = ""
 
 
 def see(replacements: Replacements, session: Session, module: ModuleType) -> None:
     """Wrap the two functions where a module defines both."""
     if not (replacements.defines(module, PUSH) and replacements.defines(module, UPDATE)):
+        return
+    if not all(session.tally.knows(f"{module.__name__}.{name}", vars(module)[name], READ[name]) for name in READ):
         return
     running: list[_Push] = []
     session.tally.found[f"{module.__name__}.{PUSH}"] = None
@@ -78,47 +92,80 @@ def _update(session: Session, running: list[_Push], original: Callable[..., Any]
         if not running:
             return original(*args, **kwargs)
         call = arguments_of(original, args, kwargs)
-        boxes: np.ndarray = call["proto_bound_boxes"]
-        before = boxes.copy()
+        push = running[-1]
+        with _losing(push):
+            before = np.array(call["proto_bound_boxes"])
         session.seen.clear()
         result = original(*args, **kwargs)
-        _note(session, running[-1], call, np.flatnonzero((boxes != before).any(1)))
+        with _losing(push):
+            if not push.lost:
+                _note(session, push, call, np.flatnonzero((call["proto_bound_boxes"] != before).any(1)).tolist())
         return result
 
     return update_prototypes_on_batch
 
 
-def _note(session: Session, push: _Push, call: dict[str, Any], improved: np.ndarray) -> None:
+@contextmanager
+def _losing(push: _Push) -> Iterator[None]:
+    """An error inside loses the push, not the script."""
+    try:
+        yield
+    except Exception as error:
+        push.lost = reason_of(error)
+
+
+def _note(session: Session, push: _Push, call: dict[str, Any], improved: list[int]) -> None:
     """Remember the images of the prototypes that a batch has improved; a later batch may improve them further."""
     push.pictures = Pictures.of_call(call)
     if push.pictures is None:
         return
-    batch = session.seen[-1] if session.seen else None
+    push.sources.update(dict.fromkeys(improved, MISSED))
+    if not session.seen:
+        return
+    try:
+        push.first = session.seen[-1].first
+        push.sources.update(_sources(session.seen[-1], call, improved))
+    except Exception as error:
+        push.sources.update(dict.fromkeys(improved, reason_of(error)))
+
+
+def _sources(batch: Seen, call: dict[str, Any], improved: list[int]) -> dict[int, _Source]:
+    """Where the improved prototypes were found, as far as that is in the batch."""
     start, raw = int(call["start_index_of_search_batch"]), call["search_batch_input"]
     copies: dict[int, tuple[Tensor, Tensor]] = {}
-    for j in improved.tolist():
+    found: dict[int, _Source] = {}
+    for j in improved:
         row = int(call["proto_bound_boxes"][j, 0]) - start
-        if batch is None or not 0 <= row < len(batch.images):
-            push.sources[j] = None
+        if not 0 <= row < len(batch.images):
             continue
-        push.first = batch.first
         if row not in copies:
             copies[row] = (raw[row].detach().cpu().clone(), batch.images[row].cpu().clone())
-        push.sources[j] = _Source(*copies[row], tuple(int(v) for v in call["proto_rf_boxes"][j, 1:5]))
+        found[j] = _Source(*copies[row], tuple(int(v) for v in call["proto_rf_boxes"][j, 1:5]))
+    return found
 
 
 def _draw_again(session: Session, push: _Push, call: dict[str, Any]) -> None:
     pictures = push.pictures
-    if pictures is None:
+    if push.lost:
+        session.tally.draw(PLACE, push.lost)
+    if pictures is None or push.lost:
         return
-    bounds = Bounds.of_call(call, pictures.folder)
-    module = module_inside(call["prototype_network_parallel"])
-    known = {j: source for j, source in sorted(push.sources.items()) if source is not None}
-    for _ in range(len(push.sources) - len(known)):
-        session.tally.draw(PLACE, MISSED)
+    try:
+        module = module_inside(call["prototype_network_parallel"])
+        bounds = Bounds.of_call(call, pictures.folder)
+    except Exception as error:
+        push.sources = dict.fromkeys(push.sources, reason_of(error))
+        bounds = Bounds(None, np.zeros((0, 6), dtype=np.int64))
+    known = {j: source for j, source in sorted(push.sources.items()) if isinstance(source, _Source)}
+    for source in push.sources.values():
+        if isinstance(source, str):
+            session.tally.draw(PLACE, source)
     for group in _groups(list(known), session.options["batch"]):
         _draw_group(session, module, push.first, {j: known[j] for j in group}, pictures, bounds)
-    bounds.save()
+    try:
+        bounds.save()
+    except OSError as error:
+        session.tally.note(f"the bounds could not be written again: {error}")
 
 
 def _draw_group(
@@ -127,16 +174,21 @@ def _draw_group(
     images = {id(source.image): source.image for source in sources.values()}
     rows = {key: row for row, key in enumerate(images)}
     pairs = [(rows[id(source.image)], first + j) for j, source in sources.items()]
-    device = next(module.parameters()).device
-    stacked = torch.stack(list(images.values())).to(device)
-    found = session.locate(module, stacked, pairs)
+    try:
+        found = session.locate(module, torch.stack(list(images.values())), pairs)
+    except RuntimeError as error:  # images of several sizes
+        found = [reason_of(error)] * len(pairs)
     for (j, source), located in zip(sources.items(), found, strict=True):
         if isinstance(located, str):
             session.tally.draw(PLACE, located)
             continue
-        session.tally.draw(PLACE)
-        bounds.set(j, bounds_of(located))
-        pictures.draw(j, source.picture, located, source.field_of_view)
+        try:
+            pictures.draw(j, source.picture, located, source.field_of_view)
+            bounds.set(j, bounds_of(located))
+        except Exception as error:
+            session.tally.draw(PLACE, reason_of(error))
+        else:
+            session.tally.draw(PLACE)
 
 
 def _groups(items: list[int], size: int) -> list[list[int]]:

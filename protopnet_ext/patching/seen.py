@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from protomask.redrawing import full_precision
+
 _TOLERANCE = 1e-5  # numpy and torch round logarithms of float32 differently in the last places
 
 
@@ -65,24 +67,32 @@ class Seen:
 
 def _drawable_forms(module: nn.Module, maps: Tensor) -> Iterator[Tensor]:
     """Similarities of distances, these raised by the largest distance, the maps as they came, and their negatives."""
-    convert: Callable[[Tensor], Tensor] | None = getattr(module, "distance_2_similarity", None)
-    with torch.no_grad():
-        similarity = convert(maps) if convert is not None else None
-    if similarity is not None and similarity.shape == maps.shape:
-        yield similarity
-        if getattr(module, "prototype_activation_function", None) == "linear":
-            shape: Any = module.prototype_shape
-            yield similarity + math.prod(int(n) for n in shape[1:])
+    # Code that runs at half precision may convert at either, as autocast or numpy have it.
+    for distances in (maps,) if maps.dtype in (torch.float32, torch.float64) else (maps, maps.float()):
+        similarity = _similarity(module, distances)
+        if similarity is not None and similarity.shape == maps.shape:
+            yield similarity
+            if getattr(module, "prototype_activation_function", None) == "linear":
+                shape: Any = module.prototype_shape
+                yield similarity + math.prod(int(n) for n in shape[1:])
     yield maps
     yield -maps
 
 
+def _similarity(module: nn.Module, distances: Tensor) -> Tensor | None:
+    """What the module makes of distances; None where that takes more than distances."""
+    convert: Callable[[Tensor], Tensor] | None = getattr(module, "distance_2_similarity", None)
+    try:
+        with torch.no_grad(), full_precision():
+            return None if convert is None else convert(distances)
+    except Exception:  # a fork's own function: its maps are then known as they came
+        return None
+
+
 def record(module: nn.Module, images: Tensor, maps: Tensor, first: int = 0) -> Seen:
-    """The batch, cut off from autograd; copied where inference mode would forbid its use in autograd later."""
-    kept = [t.detach() for t in (images, maps)]
-    if any(t.is_inference() for t in kept):
-        with torch.inference_mode(False):
-            kept = [t.clone() for t in kept]
+    """The batch as it is now, cut off from autograd: a script may write its next one, or pictures, over it."""
+    with torch.inference_mode(False):  # what is made there could not be used in autograd later
+        kept = [t.detach().clone() for t in (images, maps)]
     apart = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
     training = any(m.training for m in module.modules() if isinstance(m, apart))
     return Seen(module, kept[0], kept[1], first, training)

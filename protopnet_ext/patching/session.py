@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from protomask.model import PrototypeModel
 from protomask.patching import Tally
-from protomask.redrawing import Redrawer
+from protomask.redrawing import Redrawer, Values
 from protopnet_ext.descendants import wrap
 
 from .seen import Pair, Seen
@@ -21,6 +19,7 @@ from .seen import Pair, Seen
 UNKNOWN = "map not recognised"
 AMBIGUOUS = "map of several different prototypes"
 TRAINING = "the model was in training mode, in which a batch's images change each other's maps"
+REPLICA = "seen inside a multi-GPU replica, which has no parameters of its own: let one GPU do it"
 
 
 class Session(Redrawer):
@@ -32,8 +31,8 @@ class Session(Redrawer):
         search: the search for nearest patches that is running, if any; its own module knows what it is.
     """
 
-    def __init__(self, options: Mapping[str, Any], remember: int, tally: Tally) -> None:
-        super().__init__(options, _wrapped, tally)
+    def __init__(self, options: Mapping[str, Any], remember: int, tally: Tally, **statistics: Values | None) -> None:
+        super().__init__(options, wrap, tally, **statistics)
         self.seen: deque[Seen] = deque(maxlen=remember)
         self.pushing = False
         self.search: object = None
@@ -62,16 +61,14 @@ class Session(Redrawer):
         """The located map [H, W] of one pair, drawable, or the reason why there is none; each pair is located once."""
         if batch.training:
             return TRAINING
+        if getattr(batch.module, "_is_replica", False):  # set by torch's DataParallel
+            return REPLICA
         key = (id(batch), pair)
         if key not in self._located:
             alive = {id(b) for b in self.seen}
             self._located = {k: v for k, v in self._located.items() if k[0] in alive}
             self._located[key] = (batch, self.locate(batch.module, batch.images, [pair])[0])
         return self._located[key][1]
-
-
-def _wrapped(module: nn.Module, shape: tuple[int, ...]) -> PrototypeModel:
-    return wrap(module, input_shape=shape)
 
 
 def _same(batch: Seen, pairs: Sequence[Pair]) -> bool:
