@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from protomask.checks import check_count, check_tensor
 from protomask.errors import InputError, ModelError, expected
+from protomask.precision import full_precision
 
 FAMILIES = "protomask.families"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -264,9 +265,7 @@ def untouched(module: nn.Module | None) -> Iterator[None]:
         parameters = list(module.parameters()) if module is not None else []
         cuda = {p.device.index for p in parameters if p.device.type == "cuda" and p.device.index is not None}
         stack.enter_context(torch.random.fork_rng(devices=sorted(cuda)))
-        for kind in {"cpu", *(p.device.type for p in parameters)}:
-            if torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(full_precision())
         stack.enter_context(_kept_buffers(modules))
         modes = [m.training for m in modules]
         flags = [p.requires_grad for p in parameters]

@@ -20,6 +20,7 @@ from protomask.hooks import forward_hooks, without_hooks
 from protomask.locating import locate
 from protomask.model import PrototypeModel, untouched
 from protomask.patching import Tally
+from protomask.precision import full_precision
 from protomask.records import Localisation
 from protomask.region import rank
 
@@ -152,13 +153,6 @@ class Redrawer:
                 yield
         finally:
             self.locating = before
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Autocast off on the devices that it is used on: the code's is for its own passes."""
-    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-        yield
 
 
 def reason_of(error: Exception) -> str:

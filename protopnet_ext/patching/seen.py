@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from protomask.redrawing import full_precision
+from protomask.precision import full_precision
 
 _TOLERANCE = 1e-5  # numpy and torch round logarithms of float32 differently in the last places
 
