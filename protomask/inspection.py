@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -34,7 +33,7 @@ from protomask.foreign import (
     verdict,
 )
 from protomask.opening import check_regular, is_folder
-from protomask.pickles import Inert, printable
+from protomask.pickles import shown
 
 OURS = "protomask checkpoint"
 VERDICTS = {
@@ -43,7 +42,6 @@ VERDICTS = {
     "code": "torch.load would import and run it; a stand-in here",
     "refused": "a call that no model needs",
 }
-_SHOWN = 200  # characters of an attribute
 
 
 @dataclass(frozen=True)
@@ -196,28 +194,6 @@ def _layout(description: Description) -> Layout:
     )
 
 
-def shown(value: Any) -> str:
-    """A short text of an attribute; tensors by shape, stand-ins by class."""
-    if isinstance(value, Inert):
-        return f"an object of {value.origin}"
-    if isinstance(value, Tensor):
-        return f"tensor {list(value.shape)}, {str(value.dtype).removeprefix('torch.')}"
-    if isinstance(value, int) and not _plain(value):
-        return "a huge number"
-    return printable(repr(value), _SHOWN) if _plain(value) or _flat(value) else f"a {type(value).__name__}"
-
-
-def _flat(value: Any) -> bool:
-    listed = isinstance(value, (list, tuple)) and len(value) <= 16
-    return listed and all(_plain(v) for v in value)
-
-
-def _plain(value: Any) -> bool:
-    # Python refuses to write out numbers of thousands of digits.
-    short = isinstance(value, int) and value.bit_length() < _SHOWN
-    return value is None or short or isinstance(value, (float, str))
-
-
 def as_json(found: Inspection) -> str:
     """The record as a JSON object."""
     values = {name: getattr(found, name) for name in found.__dataclass_fields__}
@@ -262,4 +238,4 @@ def _layout_lines(layout: Layout | None) -> list[str]:
     return lines + [f"note: {note}" for note in layout.notes]
 
 
-__all__ = ["OURS", "VERDICTS", "Inspection", "Use", "as_json", "as_text", "inspect_checkpoint", "shown"]
+__all__ = ["OURS", "VERDICTS", "Inspection", "Use", "as_json", "as_text", "inspect_checkpoint"]

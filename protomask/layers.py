@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from protomask.errors import CheckpointError, expected
 from protomask.foreign import submodules
-from protomask.inspection import shown
-from protomask.pickles import Inert
+from protomask.pickles import Inert, shown
 
 SETTINGS = (
     *("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "ceil_mode", "count_include_pad"),

@@ -27,11 +27,10 @@ from protomask.checkpoint import ADD_ONS, Description
 from protomask.checks import check_choice, check_count
 from protomask.errors import CheckpointError, InputError, expected
 from protomask.foreign import Foreign, Layout, Stated
-from protomask.inspection import shown
 from protomask.layers import check_layers
 from protomask.model import IMAGENET_MEAN, IMAGENET_STD
 from protomask.opening import check_regular
-from protomask.pickles import Inert, printable
+from protomask.pickles import Inert, printable, shown
 from protomask.training.backbones import BACKBONES, check_backbone
 
 from .model import ACTIVATIONS, build

@@ -7,6 +7,7 @@ from protomask.pickles.inert import Global, Inert, printable
 from protomask.pickles.machine import PickleError
 from protomask.pickles.reading import FORMS, Pickled, read_pickled
 from protomask.pickles.rebuild import ALLOWED
+from protomask.pickles.showing import shown
 
 __all__ = [
     "ALLOWED",
@@ -19,4 +20,5 @@ __all__ = [
     "never",
     "printable",
     "read_pickled",
+    "shown",
 ]
