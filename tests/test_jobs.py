@@ -23,13 +23,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from pycocotools.coco import COCO
 
 import protomask
 from protomask import files
 from protomask.cli import main
 from protomask.commands import evaluate as evaluate_command
+from protomask.commands import locate as locate_command
 from protomask.commands.longrun import batch_of
 from protomask.commands.publish import amend
 from protomask.data import Sample
@@ -331,6 +332,24 @@ def test_images_that_were_moved_are_found_where_they_are(photos: Path, tmp_path:
     shutil.rmtree(out / "panels")
     assert locate_into(out, moved, "--panels", "5") == 0
     assert len(list((out / "panels").iterdir())) == 15
+
+
+def test_processes_that_end_together_write_one_after_the_other(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files of the other would be taken for an earlier run's and removed under its hands."""
+    real, held = locate_command.write_tables, []
+
+    def write_tables(folder: Path, *more: Any) -> Any:
+        lock = FileLock(folder / "shards" / "files.lock")
+        with pytest.raises(Timeout):
+            lock.acquire(timeout=0)
+        held.append(folder)
+        return real(folder, *more)
+
+    monkeypatch.setattr(locate_command, "write_tables", write_tables)
+    assert locate_into(tmp_path / "out", photos) == 0
+    assert held == [tmp_path / "out"]
 
 
 def test_a_shard_under_the_name_of_another_is_refused(photos: Path, tmp_path: Path) -> None:

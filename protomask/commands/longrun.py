@@ -12,7 +12,7 @@ import torch
 
 from protomask.commands.common import positive
 from protomask.errors import DataError, InputError, ProtomaskError, expected
-from protomask.jobs.folder import Folder
+from protomask.jobs.folder import Folder, locked
 from protomask.jobs.onray import ray_engine
 from protomask.jobs.work import Engine, Job, Terms, work
 from protomask.store.plans import Plan, plan_path, read_plan
@@ -154,7 +154,9 @@ def run_job(
             if rescue is None:
                 raise DataError(expected(f"shards in {out}", "all of them", left))
             print(f"incomplete: {left}")
-        finish(folder)
+        # Processes that end together would take each other's files for those of an earlier run.
+        with locked(folder.path, "files"):
+            finish(folder)
     return True
 
 
