@@ -341,7 +341,7 @@ def test_processes_that_end_together_write_one_after_the_other(
     real, held = locate_command.write_tables, []
 
     def write_tables(folder: Path, *more: Any) -> Any:
-        lock = FileLock(folder / "shards" / "files.lock")
+        lock = FileLock(folder / "shards" / "plan.lock")
         with pytest.raises(Timeout):
             lock.acquire(timeout=0)
         held.append(folder)

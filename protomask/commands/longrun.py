@@ -155,7 +155,7 @@ def run_job(
                 raise DataError(expected(f"shards in {out}", "all of them", left))
             print(f"incomplete: {left}")
         # Processes that end together would take each other's files for those of an earlier run.
-        with locked(folder.path, "files"):
+        with locked(folder.path, "plan"):
             finish(folder)
     return True
 
