@@ -9,11 +9,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from protomask.checks import check_index
+from protomask.checks import check_index, flat_numbers
 from protomask.errors import InputError, ModelError, expected
 from protomask.model import IMAGENET_MEAN, IMAGENET_STD
 
@@ -148,13 +147,12 @@ def _per_channel(
 
 
 def _flat(name: str, value: object) -> tuple[float, ...]:
-    """The numbers of a module's attribute, be it one, a sequence, an array or a tensor, such as a buffer [1, C, 1, 1].
+    """The numbers of a module's attribute, in any form.
 
     Raises:
         ModelError: it has no numbers.
     """
-    array = value.detach().cpu().double() if isinstance(value, Tensor) else value
     try:
-        return tuple(np.asarray(array, dtype=np.float64).ravel().tolist())
+        return flat_numbers(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ModelError(expected(name, "numbers", type(value).__name__)) from error

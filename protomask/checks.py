@@ -99,6 +99,16 @@ def check_flag(name: str, value: bool) -> bool:
     return value
 
 
+def flat_numbers(value: object) -> tuple[float, ...]:
+    """The numbers in a number, a sequence, an array or a tensor of any shape, such as a buffer [1, C, 1, 1].
+
+    Raises:
+        TypeError, ValueError, RuntimeError: it has others in it, or none can be read.
+    """
+    array = value.detach().cpu().double() if isinstance(value, Tensor) else value
+    return tuple(np.asarray(array, dtype=np.float64).ravel().tolist())
+
+
 def check_area(name: str, size: tuple[int, int]) -> tuple[int, int]:
     """(height, width) as it came, if so many pixels can be an input (:data:`MOST_INPUT`); else InputError."""
     if size[0] * size[1] > MOST_INPUT:

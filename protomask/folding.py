@@ -23,15 +23,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from protomask.hooks import has_hooks
 from protomask.model import Contract, PrototypeModel
 
 _TOLERANCE = 1e-7  # of the largest activation, in float64, where rounding cannot hide a difference
 _ROUNDING = 1e-4  # likewise after rounding the copy's weights to float32, where the order of sums may differ, too
 _MOST = 4  # networks whose copies are kept: a copy may hold its original, in a closure, and then neither would ever go
 _INTEGERS = {1: torch.uint8, 2: torch.int16}  # by bytes per number, else int32
-# Of a module that cannot be copied, traced or fused, whatever it raises: it works as it is, only slower.
-_UNFIT = Exception
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +48,7 @@ def quick(model: Contract, images: Tensor) -> Contract:
     """The model for many passes: folded, and with its images channels-last; about half a pass saved on small networks.
 
     What it computes is what the model does, but for rounding. Not for methods that look inside: layers may be missing.
+    A model with hooks comes back as it is: in a copy, one that keeps features would go on to keep the original's.
     The copy of an unchanged network is made once; that it agrees is seen on one image in every call.
 
     Args:
@@ -59,7 +58,7 @@ def quick(model: Contract, images: Tensor) -> Contract:
     if model.module is None or model.channels_last:
         return model
     root = _root(model)
-    if _has_hooks(model.module) or (root is not None and _has_hooks(root)):
+    if has_hooks(model.module if root is None else root):
         return model
     state = _state(root, images) if root is not None and _has_norms(model.module) else None
     known = _remembered(model, root, state)
@@ -80,8 +79,8 @@ def _agrees(model: Contract, other: Contract, image: Tensor) -> bool:
     try:
         with torch.no_grad():
             wanted, came = model.activations(image), other.activations(image)
-    except _UNFIT:
-        return False  # code that views its tensors instead of reshaping them, say
+    except Exception:  # code that views its tensors instead of reshaping them, say
+        return False
     return _close(came, wanted, _ROUNDING) or _agrees_exactly(model, other, image)
 
 
@@ -93,7 +92,7 @@ def _agrees_exactly(model: Contract, other: Contract, image: Tensor) -> bool:
             return False
         exact = image.double()
         return _close(second.activations(exact), first.activations(exact), _ROUNDING)
-    except _UNFIT:
+    except Exception:
         return False
 
 
@@ -189,11 +188,6 @@ def _has_norms(module: nn.Module) -> bool:
     return any(isinstance(m, nn.BatchNorm2d) for m in module.modules())
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    """Whether any layer has one. In a copy, a hook that keeps features would go on to keep them in the original."""
-    return any(getattr(layer, name, None) for layer in module.modules() for name in _HOOKS)
-
-
 def folded(model: Contract, images: Tensor) -> Contract:
     """The model with its batch norms folded, in a copy; the model itself where that cannot be done exactly.
 
@@ -204,7 +198,7 @@ def folded(model: Contract, images: Tensor) -> Contract:
         model: frozen, in evaluation mode (:func:`protomask.model.untouched`).
         images: [B, C, H, W] to look at, at least one; a few are enough.
     """
-    if model.module is None or not _has_norms(model.module) or _has_hooks(model.module):
+    if model.module is None or not _has_norms(model.module):
         return model
     try:
         other = _doubled(model)
@@ -218,7 +212,7 @@ def folded(model: Contract, images: Tensor) -> Contract:
         _fuse(other.module, pairs)
         came = other.activations(exact)
         other.module.to(images.dtype).requires_grad_(False)
-    except _UNFIT:
+    except Exception:  # what cannot be copied, traced or fused works as it is, only slower
         return model
     return other if _close(came, wanted, _TOLERANCE) else model
 

@@ -21,7 +21,7 @@ from protomask.metrics import METRICS, Truth
 from protomask.model import class_prototypes, untouched
 from protomask.pairs import tensors
 from protomask.records import Localisation
-from protomask.region import regions_of
+from protomask.region import regions_of, rule_of
 from protomask.visualise.figures import (
     BankRow,
     Contrast,
@@ -84,7 +84,7 @@ def shown_size(sample: Sample) -> tuple[int, int]:
 
 def _region(found: Localisation, row: int, kind: str) -> np.ndarray:
     """[H, W] bool; only a mask's sum is an area, other maps are cut by the percentile, as in files and boxes."""
-    return regions_of(found.maps[row : row + 1], kind if found.masks else "percentile")[0].numpy()
+    return regions_of(found.maps[row : row + 1], rule_of(kind, found.masks))[0].numpy()
 
 
 def panel(

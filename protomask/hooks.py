@@ -1,4 +1,4 @@
-"""A module's hooks set aside for passes that the code which registered them has not asked for."""
+"""A module's hooks: whether there are any, and set aside for passes that who registered them has not asked for."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from typing import Any
 
 from torch import nn
 
-_FORWARD = ("_forward_hooks", "_forward_pre_hooks")
+FORWARD = ("_forward_hooks", "_forward_pre_hooks")
 _BACKWARD = ("_backward_hooks", "_backward_pre_hooks")
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module or one of its parts has a hook of any kind, also one by which torch makes weights."""
+    return any(_dictionaries(module, (*FORWARD, *_BACKWARD)))
 
 
 def forward_hooks(module: nn.Module) -> frozenset[int]:
     """The ids of all forward hooks on a module and its parts, but those by which torch itself makes weights."""
-    dictionaries = _dictionaries(module, _FORWARD)
+    dictionaries = _dictionaries(module, FORWARD)
     return frozenset(key for hooks in dictionaries for key, hook in hooks.items() if not _makes_weights(hook))
 
 
@@ -24,7 +29,7 @@ def without_hooks(module: nn.Module, *, forward: bool) -> Iterator[None]:
 
     Weight norm, spectral norm and pruning live in forward hooks: these stay. Handles stay valid.
     """
-    kinds = (*_BACKWARD, *_FORWARD) if forward else _BACKWARD
+    kinds = (*_BACKWARD, *FORWARD) if forward else _BACKWARD
     before = [(hooks, dict(hooks)) for hooks in _dictionaries(module, kinds) if hooks]
     for hooks, all_ in before:
         for key, hook in all_.items():

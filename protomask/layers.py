@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from protomask.errors import CheckpointError, expected
 from protomask.foreign import submodules
+from protomask.hooks import FORWARD
 from protomask.pickles import Inert, shown
 
 SETTINGS = (
     *("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "ceil_mode", "count_include_pad"),
     *("eps", "affine", "track_running_stats", "negative_slope", "in_channels", "out_channels", "num_features"),
 )
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _NO_EFFECT = ("Identity", "Dropout", "Dropout2d")  # in evaluation mode
 
 
@@ -36,7 +36,7 @@ def check_layers(root: Inert, module: nn.Module) -> None:
     inner = {path.rpartition(".")[0] for path in theirs if path}
     leaves = {path: layer for path, layer in theirs.items() if path not in inner}
     for path, layer in theirs.items():
-        if any(_some(layer.attributes.get(name)) for name in _HOOKS):
+        if any(_some(layer.attributes.get(name)) for name in FORWARD):
             raise CheckpointError(expected(f"module {path or 'root'}", "no hooks", "some, which are code"))
     for path in sorted(ours.keys() | leaves.keys()):
         _check_layer(path, leaves.get(path), ours.get(path))

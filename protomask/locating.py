@@ -35,7 +35,7 @@ from protomask.masks import blend
 from protomask.memory import check_batch, choose_batch
 from protomask.model import Contract, check_images, contract, device_of, floor_of, untouched
 from protomask.records import Localisation, Targets
-from protomask.region import REGIONS, boxes_of, is_constant, peaks, rank, regions_of
+from protomask.region import REGIONS, boxes_of, is_constant, peaks, rank, regions_of, rule_of
 from protomask.targets import TargetsLike, check_targets, choose_targets
 
 AT_FLOOR = "activation at or below its floor"
@@ -113,50 +113,35 @@ def locate(
         ModelError: the model's form is unknown, or it cannot do what the method needs.
         ResourceError: memory ran out with a single image.
     """
-    if torch.is_inference_mode_enabled():
-        # No gradient ever flows there, whatever a method asks for; nor through a tensor that was made there.
-        with torch.inference_mode(False):
-            return locate(
-                model,
-                images.clone() if isinstance(images, Tensor) else images,
-                targets,
-                method,
-                seed=seed,
-                batch=batch,
-                memory=memory,
-                region=region,
-                percentile=percentile,
-                regions=regions,
-                boxes=boxes,
-                image_ids=image_ids,
-                progress=progress,
-                **settings,
-            )
     check_count("seed", seed, 0)
     check_number("percentile", percentile, 0, 100)
-    known, images, localiser, name = _prepared(model, images, targets, method, settings, batch, region)
-    batch = choose_batch(known, images, batch, memory)
-    with untouched(known.module):
-        start = measure(known, images, targets, batch)
-        rows = start.locatable.nonzero().squeeze(1)
-        forward = image_passes_of(localiser) * len(start.targets.images[rows.cpu()].unique())
-        bar = tqdm(total=round(localiser.passes * len(rows) + forward), desc=name, unit="pass", disable=not progress)
-        with bar:
-            request = Request(
-                known,
-                images,
-                _moved(start.targets[rows.cpu()], images.device) if len(rows) else start.targets,
-                start.before[rows],
-                start.floors[rows],
-                seed=seed,
-                batch=batch,
-                regions=_rows("regions", regions, start, rows),
-                boxes=_rows("boxes", boxes, start, rows),
-                progress=bar.update,
-                image_ids=_names(image_ids, len(images)),
-            )
-            maps = localiser(request) if len(rows) else None
-        return _record(known, images, start, rows, maps, name, localiser, (region, percentile), batch)
+    # In inference mode no gradient ever flows, whatever a method asks for, nor through a tensor that was made in it.
+    with torch.inference_mode(False):
+        if isinstance(images, Tensor) and images.is_inference():
+            images = images.clone()
+        known, images, localiser, name = _prepared(model, images, targets, method, settings, batch, region)
+        batch = choose_batch(known, images, batch, memory)
+        with untouched(known.module):
+            start = measure(known, images, targets, batch)
+            rows = start.locatable.nonzero().squeeze(1)
+            forward = image_passes_of(localiser) * len(start.targets.images[rows.cpu()].unique())
+            passes = round(localiser.passes * len(rows) + forward)
+            with tqdm(total=passes, desc=name, unit="pass", disable=not progress) as bar:
+                request = Request(
+                    known,
+                    images,
+                    _moved(start.targets[rows.cpu()], images.device) if len(rows) else start.targets,
+                    start.before[rows],
+                    start.floors[rows],
+                    seed=seed,
+                    batch=batch,
+                    regions=_rows("regions", regions, start, rows),
+                    boxes=_rows("boxes", boxes, start, rows),
+                    progress=bar.update,
+                    image_ids=_names(image_ids, len(images)),
+                )
+                maps = localiser(request) if len(rows) else None
+            return _record(known, images, start, rows, maps, name, localiser, (region, percentile), batch)
 
 
 def _prepared(
@@ -293,10 +278,8 @@ def _record(
         AT_FLOOR if not ok else CONSTANT if flat else "" for ok, flat in zip(start.locatable, constant, strict=True)
     ]
     order = rank(maps)
-    rule, percentile = box_rule
-    # Only a mask's sum is an area; files and pictures cut other maps by the percentile as well.
-    rule = rule if found.masks else "percentile"
-    boxes = boxes_of(regions_of(maps, rule, percentile, order=order)) * located[:, None]
+    kind, percentile = box_rule
+    boxes = boxes_of(regions_of(maps, rule_of(kind, found.masks), percentile, order=order)) * located[:, None]
     vectors = {}
     for scale, values in found.vectors.items():
         vectors[scale] = images.new_zeros((n, scale, scale))

@@ -28,7 +28,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from protomask.checks import check_count, check_tensor
+from protomask.checks import check_count, check_tensor, flat_numbers
 from protomask.errors import InputError, ModelError, expected
 from protomask.precision import full_precision
 
@@ -170,15 +170,17 @@ def _module_of(source: object) -> nn.Module | None:
 
 
 def _numbers(name: str, values: object, *, positive: bool = False) -> tuple[float, ...]:
-    """A number per channel, from any sequence, array or tensor of them, such as a buffer [1, C, 1, 1]."""
+    """A number per channel, in any form."""
     try:
-        numbers = torch.as_tensor(values, dtype=torch.float64).flatten()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ModelError(expected(name, "a number per channel", repr(values))) from error
-    if len(numbers) == 0 or not bool(numbers.isfinite().all()) or (positive and not bool((numbers > 0).all())):
+        numbers = None if values is None else flat_numbers(values)  # numpy makes NaN of None
+    except (TypeError, ValueError, RuntimeError):
+        numbers = None
+    if numbers is None:
+        raise ModelError(expected(name, "a number per channel", repr(values)))
+    if not numbers or not all(map(math.isfinite, numbers)) or (positive and min(numbers) <= 0):
         wanted = "a number above 0 per channel" if positive else "a finite number per channel"
-        raise ModelError(expected(name, wanted, numbers.tolist()))
-    return tuple(numbers.tolist())
+        raise ModelError(expected(name, wanted, list(numbers)))
+    return numbers
 
 
 def _range(stated: object) -> tuple[float | None, float | None]:

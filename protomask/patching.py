@@ -249,6 +249,13 @@ class Tally:
         return Report(self.name, tuple(self.found), drawn, replaced, self.located, dict(self.kept), notes)
 
 
+def arguments_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """A call's arguments by name, defaults filled in; what does not fit raises TypeError, as the call itself would."""
+    call = inspect.signature(function).bind(*args, **kwargs)
+    call.apply_defaults()
+    return dict(call.arguments)
+
+
 def _parameters(function: Callable[..., Any]) -> set[str]:
     try:
         return set(inspect.signature(function).parameters)

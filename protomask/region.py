@@ -78,6 +78,11 @@ def own_area_region(masks: Tensor, seed: int = 0, order: Tensor | None = None) -
     return top_pixels(masks, masks.sum((1, 2)).round().long().clamp(min=1), seed, order)
 
 
+def rule_of(kind: str, masks: bool) -> str:
+    """What maps are cut by where ``kind`` is asked for: only a mask's sum is an area, others go by the percentile."""
+    return kind if masks else "percentile"
+
+
 def regions_of(maps: Tensor, kind: str = "percentile", percentile: float = 95, order: Tensor | None = None) -> Tensor:
     """Regions [N, H, W] bool of maps [N, H, W], by one of :data:`REGIONS`."""
     check_choice("region", kind, REGIONS)

@@ -37,7 +37,7 @@ from protomask.adapting import unwrapped
 from protomask.checks import check_count
 from protomask.locating import resolve_method
 from protomask.model import contract, untouched
-from protomask.patching import Patch, Replacements, Say, Tally, to_stderr
+from protomask.patching import Patch, Replacements, Say, Tally, arguments_of, to_stderr
 from protomask.redrawing import Redrawer, reason_of
 
 from .adapter import wrap
@@ -176,7 +176,7 @@ def _see(replacements: Replacements, session: _Session, module: ModuleType) -> N
 
 def _knowing_model(session: _Session, original: Callable[..., Any]) -> Callable[..., Any]:
     def knowing_model(*args: Any, **kwargs: Any) -> Any:
-        model = unwrapped(_arguments(original, args, kwargs).get("model"))
+        model = unwrapped(arguments_of(original, args, kwargs).get("model"))
         before, session.module = session.module, model if isinstance(model, nn.Module) else None
         try:
             return original(*args, **kwargs)
@@ -276,10 +276,4 @@ def _like(given: Any, located: np.ndarray) -> Any:
 
 
 def _first(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return next(iter(_arguments(function, args, kwargs).values()))
-
-
-def _arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    call = inspect.signature(function).bind(*args, **kwargs)
-    call.apply_defaults()
-    return dict(call.arguments)
+    return next(iter(arguments_of(function, args, kwargs).values()))

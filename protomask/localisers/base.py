@@ -123,7 +123,7 @@ class Registered:
 
 LOCALISERS: dict[str, Registered] = {}
 
-_NOISE = 16
+_NOISE = 16  # machine epsilons
 
 Made = TypeVar("Made", bound=Callable[..., Any])
 

@@ -12,7 +12,6 @@ import numpy as np
 
 from protomask import gallery
 from protomask.data.sample import Sample
-from protomask.evaluation import CONTROLS
 from protomask.localisers import LOCALISERS
 from protomask.metrics import Truth
 from protomask.pairs import Pair
@@ -24,7 +23,7 @@ from protomask.store._json import read_json, write_json
 
 def is_control(method: str) -> bool:
     """Whether a method looks at the annotation or at nothing: one of ours, or of a user's who says so of it."""
-    return method in CONTROLS or (method in LOCALISERS and LOCALISERS[method].control)
+    return method in LOCALISERS and LOCALISERS[method].control
 
 
 class Kept:

@@ -21,7 +21,7 @@ from protomask.data.sample import Geometry
 from protomask.errors import DataError, InputError, expected
 from protomask.files import write_with
 from protomask.records import Localisation
-from protomask.region import REGIONS, regions_of
+from protomask.region import REGIONS, regions_of, rule_of
 from protomask.store._json import FORMAT_VERSION, dumped, finite, number, read_json
 
 _CHUNK = 64  # maps ranked at a time: ranking takes about 50 bytes per pixel
@@ -148,7 +148,7 @@ def entries_of(
     """
     check_choice("region", region, REGIONS)
     _check_targets(found, infos)
-    kind = region if found.masks else "percentile"
+    kind = rule_of(region, found.masks)
     entries: list[dict[str, Any]] = []
     for row, ((image, prototype), mask) in enumerate(
         zip(found.targets, _cut(found.maps, kind, percentile), strict=True)

@@ -1,21 +1,14 @@
-"""Reading other people's calls: arguments by name, and the model inside ``DataParallel``."""
+"""Reading other people's calls: the first argument, and the model inside ``DataParallel``."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from protomask.adapting import unwrapped
-
-
-def arguments_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """A call's arguments by name, defaults filled in; what does not fit raises TypeError, as the call itself would."""
-    call = inspect.signature(function).bind(*args, **kwargs)
-    call.apply_defaults()
-    return dict(call.arguments)
+from protomask.patching import arguments_of
 
 
 def first_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from protomask.patching import Replacements
+from protomask.patching import Replacements, arguments_of
 from protomask.redrawing import reason_of
 
-from .calls import arguments_of, module_inside
+from .calls import module_inside
 from .seen import Seen
 from .session import UNKNOWN, Session
 
