@@ -19,7 +19,8 @@ a method is added, without running the others again::
     python benchmarks/full_table.py benchmarks/results/planted-full/runs/* scores/mdm-0 scores/mdm-1 \\
         --out benchmarks/results/planted-full --commit "$(git rev-parse --short HEAD)"
 
-Scores of prototypes and of agreement may come from runs of other pairs, which --beside names.
+Scores of prototypes and of agreement may come from runs of other pairs, which --beside names. A table of other
+prototypes, or of other images that models are compared on, replaces the earlier one whole.
 
 --commit is of those evaluations only that do not tell theirs; what was kept does. The table has the metrics that all
 methods have, and names the others; what is kept has all.
@@ -180,15 +181,27 @@ def not_best(data: Evaluated, reference: str, p_values: Mapping[str, Mapping[str
     won = f"{reference} is the best with the fill that it optimised with ({DAGGER}) on {', '.join(flattered)}."
     noted = [*([won] if flattered else []), *_controls_ahead(data, reference)]
     if not rows:
-        return [title, f"{reference} is the best method on every metric.", *noted]
-    number = sum(other is not None for _, _, other in data.leads(reference)) if presets else 0
-    said = f"Of {len(data.metrics)} metrics {reference} is not the best on {sum(r[1] != '-' for r in rows)}"
-    said += f", and none of {', '.join(presets)} on {number}" if presets else ""
+        return [title, f"{reference} is the best method on every metric{_undefined(data, reference)}.", *noted]
+    said = _counted(data, reference, presets, sum(r[1] != "-" for r in rows))
     said += (
         ". How far the best is ahead is positive whichever way the metric goes; paired, 95 % interval. It was chosen "
         "as the best on these pairs, which flatters its lead. Controls are not counted."
     )
     return [title, said, markdown(heads, rows), *noted]
+
+
+def _counted(data: Evaluated, reference: str, presets: Sequence[str], behind: int) -> str:
+    """On how many metrics the reference is not the best, of those that it has; and none of the presets."""
+    number = sum(np.isfinite(data.summaries[reference][k].mean) for k in data.metrics)
+    said = f"Of {number} metrics {reference} is not the best on {behind}"
+    if presets:
+        said += f", and none of {', '.join(presets)} on {sum(x is not None for _, _, x in data.leads(reference))}"
+    return said + _undefined(data, reference)
+
+
+def _undefined(data: Evaluated, reference: str) -> str:
+    found = [k for k in data.metrics if not np.isfinite(data.summaries[reference][k].mean)]
+    return f"; undefined for {reference}: {', '.join(found)}" if found else ""
 
 
 def _controls_ahead(data: Evaluated, reference: str) -> list[str]:

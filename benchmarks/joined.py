@@ -24,6 +24,7 @@ from protomask.reporting.results import Results
 from protomask.reporting.tidy import Scored, write_parquet
 from protomask.store._json import write_json
 
+TABLES = ("prototypes", "agreement")  # of what stands beside the pairs
 SAME = ("name", "prototypes", "size", "crop")  # of a model, whose device may be another
 ABSOLUTE = re.compile(r"(?<![\w.~)\]}/-])/(?!/)(?:[^/\s,;:'\"]+/)*(?=[^/\s]|$)")
 
@@ -32,11 +33,12 @@ def join(runs: Sequence[Results]) -> tuple[Results, ...]:
     """The runs in the order given, those of one model on the same data with the same seed and fill made one.
 
     Methods keep their place when their values are replaced. Metrics are those that each method has in its own runs. In
-    tables of prototypes and of agreement the last run that has a method's metric counts. A run of :func:`beside_only`
-    gives nothing but these, and comes after one that has pairs.
+    tables of prototypes and of agreement the last run that has a method's metric counts; a table of other prototypes,
+    or of other images, replaces the earlier one whole. A run of :func:`beside_only` gives nothing but these, and comes
+    after one that has pairs.
 
     Raises:
-        InputError: runs that should be one have different pairs, prototypes, or images that models are compared on.
+        InputError: runs that should be one have different pairs.
     """
     groups: list[list[Results]] = []
     for run in runs:
@@ -86,6 +88,7 @@ def beside_only(run: Results) -> Results:
 
 
 def _joined(runs: Sequence[Results]) -> Results:
+    runs = _without_replaced(runs)
     holders = _holders(runs)
     last = [run for run in runs if run.values][-1]
     about = {
@@ -94,11 +97,11 @@ def _joined(runs: Sequence[Results]) -> Results:
         "metrics": {name: metric for run in runs for name, metric in run.about["metrics"].items()},
         "methods": {method: own[0].about["methods"].get(method, {}) for method, own in holders.items()},
         "sources": list(_left(runs, holders)),
-        "compared": next((run.about["compared"] for run in runs if run.about.get("compared")), []),
+        "compared": next((run.about.get("compared", []) for run in runs if run.agreement.values), []),
     }
     about["command"] = "\n".join(str(source["command"]) for source in about["sources"])
     values = {method: {k: v for run in own for k, v in run.values[method].items()} for method, own in holders.items()}
-    tables = (_joined_tables([getattr(run, name) for run in runs]) for name in ("prototypes", "agreement"))
+    tables = (_joined_tables([getattr(run, name) for run in runs]) for name in TABLES)
     return Results(last.folder, about, last.pairs, values, *tables)
 
 
@@ -115,14 +118,31 @@ def _holders(runs: Sequence[Results]) -> dict[str, list[Results]]:
     return holders
 
 
+def _without_replaced(runs: Sequence[Results]) -> list[Results]:
+    """The runs without the tables of other items than the last such table has, and without what tells their origin."""
+    found = list(runs)
+    for name in TABLES:
+        last = next((run for run in reversed(runs) if getattr(run, name).values), None)
+        items = getattr(last, name).items if last is not None else ()
+        found = [_without_table(run, name) if getattr(run, name).items != items else run for run in found]
+    return found
+
+
+def _without_table(run: Results, name: str) -> Results:
+    table: Beside = getattr(run, name)
+    gone = {metric for columns in table.values.values() for metric in columns}
+    told = []
+    for source in sources(run):
+        left = [metric for metric in source.get("metrics", ()) if metric not in gone]
+        if left or "metrics" not in source:
+            told.append({**source, "metrics": left} if left else source)
+    return replace(run, about={**run.about, "sources": told}, **{name: replace(table, items=(), values={})})
+
+
 def _joined_tables(tables: Sequence[Beside]) -> Beside:
     filled = [table for table in tables if table.values]
     if not filled:
         return tables[-1]
-    items = {table.items for table in filled}
-    if len(items) > 1:
-        wanted = "the same items in every run of a model"
-        raise InputError(expected(filled[0].kind.file, wanted, f"{len(items)} different lists"))
     values: dict[str, dict[str, Any]] = {}
     for table in filled:
         for method, columns in table.values.items():
@@ -135,10 +155,10 @@ def _left(runs: Sequence[Results], holders: Mapping[str, Sequence[Results]]) -> 
     earlier: set[str] = set()
     for run in runs:
         if not run.values:
-            tables = [table.values for table in (run.prototypes, run.agreement) if table.values]
+            tables = [getattr(run, name).values for name in TABLES]
             beside = {m: None for values in tables for m in values}
             metrics = {k: None for values in tables for columns in values.values() for k in columns}
-            for source in sources(run):
+            for source in sources(run) if beside else ():
                 yield {**source, "methods": list(beside), "instead": [], "metrics": list(metrics)}
             continue
         for source in sources(run):
@@ -214,8 +234,8 @@ def keep(run: Results, folder: Path) -> None:
     about.pop("beside", None)
     write_parquet(folder / "pairs.parquet", run.pairs, run.values, small=True)
     write_json(folder / "run.json", pathless(about), indent=1)
-    for table in (run.prototypes, run.agreement):
-        write_beside(folder, table)
+    for name in TABLES:
+        write_beside(folder, getattr(run, name))
 
 
 def pathless(value: Any) -> Any:

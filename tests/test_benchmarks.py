@@ -344,6 +344,43 @@ def test_a_run_may_give_what_stands_beside_the_pairs_alone(benchmark: Any, two: 
         evaluated.read(two[:1], [other])
 
 
+def test_a_metric_that_mdm_does_not_have_is_not_won(benchmark: Any, tmp_path: Path) -> None:
+    values = {}
+    for method, energy, own in (("mdm", 0.9, np.nan), ("rise", 0.1, 1)):
+        values[method] = scores(energy, 0.5) | {"iou-own-area": [own] * 24}
+    data = benchmark("evaluated").read([run(tmp_path / "a", values)])
+    said = {m: "\n".join(benchmark("full_table").not_best(data, m, {})) for m in ("mdm", "rise")}
+    assert "best method on every metric; undefined for mdm: iou-own-area." in said["mdm"]
+    assert "Of 3 metrics rise is not the best on 1, and none of mdm on 0." in said["rise"]
+
+
+def test_a_study_of_other_prototypes_replaces_the_earlier_one(benchmark: Any, two: list[Path], tmp_path: Path) -> None:
+    table, evaluated = benchmark("full_table"), benchmark("evaluated")
+    studies = []
+    for name, count, methods in (("few", 2, ("mdm", "rise", "random")), ("many", 4, ("mdm", "rise"))):
+        studies.append(run(tmp_path / name, {m: scores(0.1, 0.1, 2) for m in methods}))
+        retold(studies[-1], model={"name": "one"})
+        items = tuple((str(k), f"a / {k}", "a") for k in range(count))
+        values = {m: {"purity": np.full(count, 1 / count)} for m in methods}
+        write_beside(studies[-1], Beside(PROTOTYPES, items, values))
+    images = tuple((str(k), f"{k}.png", f"{k}.png", "one and two") for k in range(3))
+    alike = {"agreement": np.ones(3), "agreement-unrelated": np.zeros(3)}
+    write_beside(studies[0], Beside(AGREEMENT, images, {"mdm": alike}))
+    table.write(evaluated.read(two[:1], studies[:1]), tmp_path / "out", "mdm", [], "c0ffee")
+    kept = tmp_path / "out" / "runs" / "one"
+    said = table.write(evaluated.read([kept], studies[1:]), tmp_path / "out", "mdm", [], "beef")
+    assert "Means over 4 prototypes, drawn by seed" in said
+    assert "purity of mdm, rise: of many at beef" in said
+    again = evaluated.read([kept]).runs[0]
+    assert {m: v["purity"].tolist() for m, v in again.prototypes.values.items()} == {
+        "mdm": [0.25] * 4,
+        "rise": [0.25] * 4,
+    }
+    assert again.agreement.values["mdm"]["agreement"].tolist() == [1, 1, 1]  # of the same images still
+    told = {s["run"]: s.get("metrics") for s in again.about["sources"]}
+    assert told == {two[0].name: None, "few": ["agreement", "agreement-unrelated"], "many": ["purity"]}
+
+
 def test_sanity_ranks_nobody_in_the_table(benchmark: Any, tmp_path: Path) -> None:
     values = {m: scores(0.5, 0.5) | {"randomisation": [v] * 24} for m, v in (("mdm", 0.4), ("rise", 0.1))}
     data = benchmark("evaluated").read([run(tmp_path / "one", values)])
