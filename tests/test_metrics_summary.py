@@ -251,3 +251,14 @@ def test_verdicts_count_lower_as_better_where_it_is_and_hold_under_every_fill() 
     first = {**dict.fromkeys(both, low), "deletion-30": low, "deletion-30@road": high}
     second = {**dict.fromkeys(both, high), "deletion-30": high, "deletion-30@road": low}
     assert verdicts(first, second, names) == {"deletion": "first", "insertion": "second", "deletion-30": "undecided"}
+
+
+def test_rounding_is_no_difference() -> None:
+    # In tenths, so that resamples often add up to 0 but for rounding, and intervals end there.
+    gaps = np.array([-0.1, -0.1, -0.1, -0.1, -0.1, 0.1, 0, 0, 0, 0])
+    names = [str(k) for k in range(10)]
+    a = np.linspace(0.1, 1, 10)
+    ends = [paired_difference(a, a + gaps, names, seed=seed) for seed in range(20)]
+    assert all(end == 0 or abs(end) > 1e-6 for found in ends for end in (found.low, found.high))
+    same = paired_difference(np.full(10, 0.3), np.full(10, 0.1 + 0.2), names)
+    assert (same.mean, same.low, same.high) == (0, 0, 0)

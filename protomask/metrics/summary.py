@@ -19,6 +19,7 @@ from protomask.errors import InputError, expected
 RESAMPLES = 2000
 PERMUTATIONS = 9999
 LEVEL = 0.95
+ROUNDING = 1e-12  # of the largest score: an end that is nearer to 0 is 0
 _DRAWS = 4_000_000
 
 
@@ -78,8 +79,10 @@ def summarise(
     if len(names) == 1:
         return Summary(mean, float("nan"), float("nan"), n)
     means = _resampled_means(sums, counts, seed, resamples)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Summary(mean, float(low), float(high), n)
+    ends = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    # Differences that cancel leave rounding, which would tell that zero lies outside.
+    ends[np.abs(ends) < ROUNDING * np.abs(scores[defined]).max()] = 0
+    return Summary(mean, float(ends[0]), float(ends[1]), n)
 
 
 def paired_difference(
@@ -100,7 +103,10 @@ def paired_difference(
         resamples: draws.
         level: the share of resampled differences within the interval.
     """
-    return summarise(_checked("a", a, groups) - _checked("b", b, groups), groups, seed, resamples, level)
+    one, other = _checked("a", a, groups), _checked("b", b, groups)
+    gaps = one - other
+    gaps[np.abs(gaps) < ROUNDING * np.maximum(np.abs(one), np.abs(other))] = 0
+    return summarise(gaps, groups, seed, resamples, level)
 
 
 def sign_flip_p(

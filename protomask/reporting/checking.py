@@ -125,14 +125,17 @@ def _against_controls(results: Results) -> list[Block]:
         flattered = results.flattered.get(method, ())
         metrics = [m for m in results.metrics if results.directions[m] and m in results.values[method]]
         metrics = [m for m in metrics if m not in flattered]
+        tested = 0
         for metric in metrics:
             gaps = [_gap(results, method, other, metric) for other in blind]
-            gaps = [g for g in gaps if g.n]
+            gaps = [g for g in gaps if np.isfinite(g.low)]
+            tested += bool(gaps)
             if gaps and all(g.low > 0 for g in gaps):
                 better.append(metric)
             elif any(g.high < 0 for g in gaps):
                 worse.append(metric)
-        rows.append((method, len(better), ", ".join(worse) or "none"))
+        told = (f"{len(better)} of {tested}", ", ".join(worse) or "none") if tested else (None, None)
+        rows.append((method, *told))
     columns = ("method", f"metrics on which it clearly beats {' and '.join(blind)}", "clearly below one of them on")
     caption = (
         "Clearly: the 95 % interval of the paired difference excludes zero; not corrected for many comparisons. Scores "
@@ -195,4 +198,5 @@ def _around(value: Summary, wanted: float) -> bool | None:
 
 
 def _spelt(value: Summary) -> str:
-    return f"{number(value.mean, 3)} [{number(value.low, 3)}, {number(value.high, 3)}]"
+    reach = f" [{number(value.low, 3)}, {number(value.high, 3)}]" if np.isfinite(value.low) else ""
+    return number(value.mean, 3) + reach

@@ -6,6 +6,7 @@ Axes: M methods, N pairs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,51 +18,68 @@ from protomask.reporting.results import Results
 LEVEL = 0.05  # of the corrected comparisons
 
 
-def mean_ranks(results: Results, metrics: Sequence[str]) -> tuple[dict[str, Summary], tuple[str, ...]]:
-    """The mean rank of every competitor, 1 the best, with its interval clustered by group.
+@dataclass(frozen=True)
+class Ranking:
+    """The competitors by their mean rank.
 
-    On each pair and metric the M competitors are ranked, equal scores share their mean rank; a pair's rank is the mean
-    over its metrics. A metric that is undefined for a competitor on a pair is left out of that pair, so that all are
-    ranked on the same scores; one that is undefined for a competitor on every pair takes no part at all.
-
-    A score that flatters a method (:attr:`Results.flattered`) takes no part either: the others are ranked among
-    themselves, their ranks stretched to 1 .. M, so that metrics with fewer competitors count as much as the others.
-
-    Returns:
-        method -> its summary, and the metrics that took part; both empty where fewer than two methods compete. A method
-        whose every score flatters it is not among them.
+    Attributes:
+        means: method -> mean rank with its interval, 1 the best; the best first. Empty where fewer than two compete.
+        metrics: those that took part.
+        level: the methods whose paired difference to the first is not shown to be one (its interval reaches 0).
+        silent: competitors without any score, which are not ranked.
     """
-    methods = results.competitors
-    if len(methods) < 2:
-        return {}, ()
-    used = []
-    ranks = []
+
+    means: Mapping[str, Summary] = field(default_factory=dict)
+    metrics: tuple[str, ...] = ()
+    level: tuple[str, ...] = ()
+    silent: tuple[str, ...] = ()
+
+
+def mean_ranks(results: Results, metrics: Sequence[str]) -> Ranking:
+    """The mean rank of every competitor, with its interval clustered by group.
+
+    A method's rank on a pair is 1 and the number of competitors that score better, equal ones counted half: a mean over
+    metrics. A metric that is undefined for a competitor on a pair is left out of that pair, so that all are ranked on
+    the same scores; one that is undefined for a competitor on every pair takes no part at all.
+
+    Nor does a score that flatters a method (:attr:`Results.flattered`): two methods are compared on the metrics that
+    flatter neither. Where nothing flatters anybody this is the mean of ordinary ranks. A method whose every score
+    flatters it has no rank.
+    """
+    told = [m for m in metrics if results.directions.get(m, 0)]
+    silent = tuple(m for m in results.competitors if not any(_has(results, m, k) for k in told))
+    methods = [m for m in results.competitors if m not in silent]
+    used = tuple(k for k in told if len(methods) > 1 and all(_has(results, m, k) for m in methods))
+    lost = _lost(results, methods, used)  # [M, M, N]
+    rivals = np.isfinite(lost).sum(1)
+    per_pair = np.where(rivals > 0, 1 + (len(methods) - 1) * np.nansum(lost, 1) / np.maximum(rivals, 1), np.nan)
+    columns = dict(zip(methods, per_pair, strict=True))
+    means = {m: summarise(column, results.groups, seed=results.seed) for m, column in columns.items()}
+    ranked = dict(sorted(((m, v) for m, v in means.items() if v.n), key=lambda item: item[1].mean))
+    if not ranked:
+        return Ranking(silent=silent)
+    first, *rest = ranked
+    gaps = {m: paired_difference(columns[m], columns[first], results.groups, seed=results.seed) for m in rest}
+    return Ranking(ranked, used, tuple(m for m, gap in gaps.items() if not gap.low > 0), silent)
+
+
+def _has(results: Results, method: str, metric: str) -> bool:
+    column = results.values[method].get(metric)
+    return column is not None and bool(np.isfinite(column).any())
+
+
+def _lost(results: Results, methods: Sequence[str], metrics: Sequence[str]) -> np.ndarray:
+    """[M, M, N] the share of the metrics on which the second scores better than the first; NaN where none counts."""
+    shape = (len(methods), len(methods), len(results.pairs))
+    lost, counted = np.zeros(shape), np.zeros(shape)
     for metric in metrics:
-        fair = [k for k, m in enumerate(methods) if metric not in results.flattered.get(m, ())]
-        found = _metric_ranks(results, metric, [methods[k] for k in fair])
-        if found is None:
-            continue
-        used.append(metric)
-        ranks.append(np.full((len(methods), len(results.pairs)), np.nan))
-        ranks[-1][fair] = 1 + (found - 1) * (len(methods) - 1) / (len(fair) - 1)
-    if not ranks:
-        return {}, ()
-    stacked = np.stack(ranks)  # [metrics, M, N]
-    counts = np.isfinite(stacked).sum(0)
-    per_pair = np.where(counts > 0, np.nansum(stacked, 0) / np.maximum(counts, 1), np.nan)
-    means = {m: summarise(per_pair[k], results.groups, seed=results.seed) for k, m in enumerate(methods)}
-    ranked = {m: value for m, value in means.items() if value.n}
-    return dict(sorted(ranked.items(), key=lambda item: item[1].mean)), tuple(used)
-
-
-def _metric_ranks(results: Results, metric: str, methods: Sequence[str]) -> np.ndarray | None:
-    """[M, N] ranks of at least two methods, NaN on pairs where one is undefined; None where they cannot be ranked."""
-    direction = results.directions.get(metric, 0)
-    columns = [results.values[m].get(metric) for m in methods]
-    if len(methods) < 2 or not direction or any(c is None or not np.isfinite(c).any() for c in columns):
-        return None
-    scores = direction * np.stack([c for c in columns if c is not None])
-    return np.where(np.isfinite(scores).all(0), _ranked(scores), np.nan)
+        fair = np.array([metric not in results.flattered.get(m, ()) for m in methods])
+        scores = results.directions[metric] * np.stack([results.values[m][metric] for m in methods])
+        counts = (fair & fair[:, None] & ~np.eye(len(methods), dtype=bool))[..., None] & np.isfinite(scores).all(0)
+        better = (scores > scores[:, None]) + (scores == scores[:, None]) / 2
+        lost += np.where(counts, better, 0)
+        counted += counts
+    return np.where(counted > 0, lost / np.maximum(counted, 1), np.nan)
 
 
 def differences(results: Results, reference: str) -> dict[str, dict[str, Summary]]:
@@ -105,13 +123,6 @@ def standing(
     raw = [sign_flip_p(mine[m], values[o][m], groups, **told) for o, m in keys]
     stand = {key for key, p in zip(keys, holm(np.array(raw, dtype=np.float64)), strict=True) if p <= LEVEL}
     return stand, int(np.isfinite(raw).sum())
-
-
-def _ranked(scores: np.ndarray) -> np.ndarray:
-    """[M, N] higher is better -> ranks [M, N], 1 the best, equal scores the mean of theirs."""
-    above = (scores[None] > scores[:, None]).sum(1)
-    equal = (scores[None] == scores[:, None]).sum(1)
-    return above + (equal + 1) / 2
 
 
 def by(results: Results, key: Callable[[int], str]) -> dict[str, list[int]]:

@@ -19,10 +19,12 @@ from protomask.metrics import Summary
 from protomask.pickles import printable
 from protomask.reporting.checking import checks
 from protomask.reporting.comparing import by, differences, holding, mean_of, mean_ranks
-from protomask.reporting.results import Results, spell_flattered
+from protomask.reporting.results import Results, spell_flattered, spell_prototype
 from protomask.reporting.strips import strips
 from protomask.reporting.studies import PER_PROTOTYPE, prototype_blocks, sanity_blocks
 from protomask.visualise.blocks import (
+    DAGGER,
+    FLATTERED,
     Block,
     Cell,
     DifferenceTable,
@@ -62,6 +64,8 @@ HEADLINES = (
     "deletion-30",
     "insertion-30",
 )
+RANK_NOTE = f"{DAGGER}: without the metrics that flatter the method."
+_COLUMNS = 12  # metrics of a table that a landscape page holds
 _HEAVY = 150_000  # bytes, above which a picture is embedded as WebP
 _MOST_SAID = 1000  # characters of a reason
 _DAMAGED = (OSError, InputError, SyntaxError, ValueError, Image.DecompressionBombError)  # Pillow's are of many kinds
@@ -135,21 +139,35 @@ def settled(results: Results, choice: Choice) -> Choice:
     ):
         if wanted:
             check_choice(name, wanted, known)
-    order = ("mdm", *results.competitors, *results.controls)
-    reference = choice.reference or next(m for m in order if m in results.values)
-    others = ("upsampling", *results.competitors, *results.controls)
-    against = choice.against or next((m for m in others if m in results.values and m != reference), "")
+    reference = choice.reference or _default(results, "mdm")
+    against = choice.against or _default(results, "upsampling", reference)
     if against == reference:
         raise InputError(expected("--against", "another method than the reference", against))
     metric = choice.metric or next(iter(_shown(results, [m for m in (reference, against) if m])), "")
     return Choice(reference, against, metric, choice.pairs)
 
 
+def _default(results: Results, wanted: str, other: str = "") -> str:
+    """The method of that name, else the first, controls last; one without scores only where none has any.
+
+    Never ``other``; empty where there is none.
+    """
+    known = [m for m in (wanted, *results.competitors, *results.controls) if m in results.values and m != other]
+    scored = [m for m in known if any(value.n for value in results.summaries[m].values())]
+    return next(iter((*scored, *known)), "")
+
+
 def _shown(results: Results, methods: Sequence[str]) -> list[str]:
-    """The metrics in which all of the methods have a score, those that tell most first."""
+    """The metrics in which all of the methods have a score, those that flatter none and tell most first."""
     order = dict.fromkeys((*HEADLINES, *results.metrics))
     summaries = [results.summaries[m] for m in methods]
-    return [k for k in order if k in results.metrics and all(k in means and means[k].n for means in summaries)]
+    shown = [k for k in order if k in results.metrics and all(k in means and means[k].n for means in summaries)]
+    return sorted(shown, key=lambda k: bool(_dagger(results, k, methods)))
+
+
+def _dagger(results: Results, metric: str, methods: Sequence[str]) -> str:
+    """A dagger where the metric flatters one of the methods."""
+    return DAGGER if any(metric in results.flattered.get(m, ()) for m in methods) else ""
 
 
 def _lines(results: Results, choice: Choice, beside: Sequence[Results]) -> list[str]:
@@ -168,32 +186,37 @@ def _lines(results: Results, choice: Choice, beside: Sequence[Results]) -> list[
 
 def _first_line(results: Results) -> str:
     parts = []
+    if len(set(results.groups)) < 2:
+        return ""  # one image ranks nobody
     for family in results.families:
-        ranks, _ = mean_ranks(results, results.families[family])
-        if ranks:
-            best, value = next(iter(ranks.items()))
-            parts.append(f"{TITLES.get(family, family).lower()} {best} (mean rank {number(value.mean)})")
-    return f"Ranked first: {', '.join(parts)}." if parts else ""
+        ranking = mean_ranks(results, results.families[family])
+        if ranking.means:
+            best, value = next(iter(ranking.means.items()))
+            level = f", not told apart from {', '.join(ranking.level)}" if ranking.level else ""
+            parts.append(f"{TITLES.get(family, family).lower()} {best} (mean rank {number(value.mean)}{level})")
+    return f"Ranked first: {'; '.join(parts)}." if parts else ""
 
 
 def describe_pairs(counts: Any) -> str:
     """How many pairs were scored, and how many have a clear causal part."""
-    text = f"{counts.get('pairs', 0)} pairs scored of {counts.get('drawn', 0)} drawn"
+    pairs = int(counts.get("pairs", 0))
+    text = f"{pairs} pair{'s' * (pairs != 1)} scored of {counts.get('drawn', 0)} drawn"
     if counts.get("kind") == "part":
         return f"{text}; {counts.get('qualified', 0)} of the drawn have a clear causal part."
-    clear = counts.get("clear", 0)
-    return f"{text}; {clear} of the scored have a clear causal part (part-hit is defined on those)."
+    return f"{text}; {counts.get('clear', 0)} of the scored have a clear causal part, on which part-hit is defined."
 
 
 def _ranking(results: Results) -> list[Block]:
     scores: dict[str, dict[str, Summary]] = {}
     used: list[str] = []
+    silent: set[str] = set(results.competitors)
     for family, metrics in results.families.items():
-        ranks, names = mean_ranks(results, metrics)
-        if ranks:
+        ranking = mean_ranks(results, metrics)
+        silent &= set(ranking.silent)
+        if ranking.means:
             column = TITLES.get(family, family.capitalize())
-            used.append(f"{column.lower()}: {', '.join(names)}")
-            for method, value in ranks.items():
+            used.append(f"{column.lower()}: {', '.join(ranking.metrics)}")
+            for method, value in ranking.means.items():
                 scores.setdefault(method, {})[column] = value
     if not scores:
         return []
@@ -205,18 +228,21 @@ def _ranking(results: Results) -> list[Block]:
         if set(metrics) & set(flattered)
     }
     caption = (
-        "Mean rank over pairs and metrics, 1 is best; equal scores share their rank; controls take no part. "
-        f"Metrics that are alike count several times, so read the scores as well. Counted {'; '.join(used)}."
+        "Mean rank over pairs and metrics, 1 is best: 1 and the number of methods that score better, equal ones "
+        "counted half; controls take no part. Metrics that are alike count several times, so read the scores as well. "
+        f"Counted {'; '.join(used)}."
     )
     if marked:
         competing = {m: metrics for m, metrics in results.flattered.items() if m in results.competitors}
         caption += (
-            " Scores that flatter a method (†) are left out of its rank, the others are ranked among themselves and "
-            f"their ranks stretched to as many: {spell_flattered(competing)}."
+            " Two methods are compared on the metrics that flatter neither, so these are left out of a method's rank "
+            f"({DAGGER}): {spell_flattered(competing)}."
         )
+    if silent:
+        caption += f" Without any score: {', '.join(m for m in results.competitors if m in silent)}."
     directions = dict.fromkeys(columns, -1)
-    plot = DotPlot("Ranking", scores, columns, directions, caption, ())
-    return [plot, ScoreTable("Ranking", scores, columns, directions, "", (), marked)]
+    plot = DotPlot("Ranking", scores, columns, directions, caption, (), marked=marked)
+    return [plot, ScoreTable("Ranking", scores, columns, directions, "", (), marked, why=RANK_NOTE)]
 
 
 def _scores(results: Results, reference: str) -> list[Block]:
@@ -224,17 +250,28 @@ def _scores(results: Results, reference: str) -> list[Block]:
     others = [m for m in results.methods if m != reference]
     found = differences(results, reference) if others else {}
     holds, compared = holding(results, reference)
+    marked = _marked(results)
     for family, metrics in results.families.items():
         heading = TITLES.get(family, family.capitalize())
         caption = CAPTIONS.get(family, "").format(fill=results.about["scoring_fill"])
-        marked = _marked(results)
-        blocks.append(DotPlot(heading, results.summaries, metrics, results.directions, caption, results.controls))
-        blocks.append(ScoreTable(heading, results.summaries, metrics, results.directions, "", results.controls, marked))
-        if found:
-            title = f"{heading}: {reference} minus the others"
-            told = (_paired(compared), results.controls, holds, marked)
-            blocks.append(DifferenceTable(title, reference, found, metrics, results.directions, *told))
+        scores, directions, controls = results.summaries, results.directions, results.controls
+        blocks.append(DotPlot(heading, scores, metrics, directions, caption, controls, marked=marked))
+        blocks += [ScoreTable(heading, scores, part, directions, "", controls, marked) for part in _parts(metrics)]
+        own = [m for m in metrics if m in scores[reference] and scores[reference][m].n]
+        if not found or not own:
+            continue
+        heading, caption = f"{heading}: {reference} minus the others", _paired(compared)
+        for part in _parts(own):
+            told = (part, directions, caption, controls, holds, marked)
+            blocks.append(DifferenceTable(heading, reference, found, *told))
+            caption = ""
     return blocks
+
+
+def _parts(metrics: Sequence[str]) -> list[list[str]]:
+    """The metrics in parts of about the same length, each of which fits a landscape page."""
+    parts = np.array_split(np.array(metrics, dtype=object), max(1, math.ceil(len(metrics) / _COLUMNS)))
+    return [[str(m) for m in part] for part in parts]
 
 
 def _marked(results: Results) -> set[tuple[str, str]]:
@@ -243,30 +280,33 @@ def _marked(results: Results) -> set[tuple[str, str]]:
 
 
 def _paired(compared: int) -> str:
+    if not compared:
+        return "Paired, same pairs. Nothing could be tested: that takes other methods, and two images."
     return (
-        "Paired, same pairs. The star is by Holm's method at 5 % over all "
-        f"{compared} comparisons with other methods on this page (sign flips of whole images); controls are not "
-        "among them."
+        f"Paired, same pairs. The star is by Holm's method at 5 % over {compared} comparisons of pairs with other "
+        "methods, in all tables (sign flips of whole images); controls are not among them."
     )
 
 
 def _cases(results: Results, choice: Choice) -> list[Block]:
     if not choice.against or not choice.metric:
         return []
-    sign = results.directions[choice.metric] or 1
-    mine, other = (results.values[m].get(choice.metric) for m in (choice.reference, choice.against))
+    sign, compared = results.directions[choice.metric] or 1, (choice.reference, choice.against)
+    mine, other = (results.values[m].get(choice.metric) for m in compared)
     if mine is None or other is None:
         return []
     gaps = sign * (mine - other)
     order = [int(k) for k in np.argsort(gaps, kind="stable") if math.isfinite(gaps[k])]
-    count = min(CASES, len(order) // 2)
+    count, dagger = min(CASES, len(order) // 2), _dagger(results, choice.metric, compared)
     blocks: list[Block] = []
     for word, rows in (("Worst", order[:count]), ("Best", order[::-1][:count])):
         notes = {k: f"{choice.reference} {_signed(mine[k] - other[k])} {choice.metric}" for k in rows}
         drawn = strips(results, rows, choice.metric, notes)
         if drawn:
-            caption = f"The {count} pairs on which {choice.reference} does {word.lower()} against {choice.against}, "
-            caption += f"by {choice.metric}. White outline: the annotation. Disc: the map's peak."
+            caption = (
+                f"The {count} pairs on which {choice.reference} does {word.lower()} against {choice.against}, by "
+                f"{choice.metric}{dagger}. White outline: the annotation. Disc: the map's peak."
+            )
             blocks.append(Multiples(f"{word} cases for {choice.reference}", drawn, caption))
     return blocks
 
@@ -280,7 +320,9 @@ def _multiples(results: Results, choice: Choice) -> list[Block]:
     if not drawn:
         return []
     heading = "The same image under every method"
-    caption = f"The first pairs in the order drawn, not the best. Below each map: its {choice.metric}."
+    caption = "The first pairs in the order drawn, not the best."
+    if choice.metric:
+        caption += f" Below each map: its {choice.metric}{_dagger(results, choice.metric, results.competitors)}."
     blocks: list[Block] = [Multiples(heading, drawn[:OPEN], caption)]
     if len(drawn) > OPEN:
         blocks.append(Multiples(heading, drawn[OPEN:], folded=True))
@@ -294,10 +336,10 @@ def _groups(results: Results, choice: Choice) -> list[Block]:
     blocks: list[Block] = []
     keys: list[tuple[str, str, Callable[[int], str]]] = [
         ("Per class", "class", lambda k: pairs[k].class_name or "(unknown)"),
-        (PER_PROTOTYPE, "prototype", lambda k: f"{pairs[k].prototype}: {pairs[k].prototype_name}"),
+        (PER_PROTOTYPE, "prototype", lambda k: spell_prototype(pairs[k].prototype, pairs[k].prototype_name)),
     ]
     methods = [m for m in (choice.reference, choice.against) if m]
-    columns = [f"{metric}, {method}" for metric in shown for method in methods]
+    columns = [f"{metric}, {method}{_dagger(results, metric, [method])}" for metric in shown for method in methods]
     for heading, name, key in keys:
         groups = by(results, key)
         rows: list[Sequence[Cell]] = [
@@ -310,6 +352,8 @@ def _groups(results: Results, choice: Choice) -> list[Block]:
             for group, members in groups.items()
         ]
         caption = "Means over few pairs scatter: no intervals are given here. Click a column's name to sort."
+        if any(DAGGER in column for column in columns):
+            caption += f" {FLATTERED}"
         table = PlainTable(
             heading, (name, "pairs", "images", *columns), rows, caption, sortable=True, folded=len(rows) > 40
         )
@@ -330,9 +374,8 @@ def _brief(results: Results) -> list[Block]:
         )
     drawn = strips(results, range(min(4, len(results.pairs))), asked.metric)
     if drawn:
-        blocks.append(
-            Multiples(heading, drawn, f"The first pairs, under every method; below each map its {asked.metric}.")
-        )
+        below = f"; below each map its {asked.metric}" if asked.metric else ""
+        blocks.append(Multiples(heading, drawn, f"The first pairs, under every method{below}."))
     place = results.folder.name
     pictures = _pictures(results, "Wrong")
     blocks.extend(Picture(heading, p.data, p.alt, f"{p.heading}. {p.caption}".strip()) for p in pictures)
@@ -373,14 +416,14 @@ def _light(data: bytes) -> bytes:
 def _methods(results: Results) -> PlainTable:
     rows: list[Sequence[Cell]] = []
     for method, about in results.about["methods"].items():
-        settings = ", ".join(f"{k} = {v}" for k, v in about.get("settings", {}).items()) or "none"
+        settings = ", ".join(f"{k} = {v}" for k, v in about.get("settings", {}).items() if v != "") or "none"
         costs = (about.get(name) for name in ("passes", "image_passes"))
         rows.append((method, *(None if c is None else _whole(c) for c in costs), about.get("fill") or "none", settings))
     columns = ("method", "passes per pair", "passes per image", "fill", "settings")
     caption = (
         "Passes of the network: per pair forward + input gradient; per image forward only, which serve all prototypes "
-        "of the image; where both are 0, one forward pass per image is all. Fill: what the method optimised or "
-        "perturbed with."
+        "of the image; where both are 0, the forward pass that measures the activations is all. Fill: what the method "
+        "optimised or perturbed with."
     )
     return PlainTable("Methods and their settings", columns, rows, caption)
 

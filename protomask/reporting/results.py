@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -203,6 +204,11 @@ def spell_flattered(flattered: Mapping[str, Sequence[str]]) -> str:
     for method, metrics in flattered.items():
         alike.setdefault(tuple(metrics), []).append(method)
     return "; ".join(f"{', '.join(methods)} on {', '.join(metrics)}" for metrics, methods in alike.items())
+
+
+def spell_prototype(index: int | str, name: str) -> str:
+    """A prototype's name with its index, which names made by default end with."""
+    return name if re.search(rf"(?<!\d){index}$", name) else f"{index}: {name}"
 
 
 def _wrong(about: Mapping[str, Any]) -> list[str]:

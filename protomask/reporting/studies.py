@@ -9,7 +9,7 @@ from protomask.metrics import METRICS, Summary, paired_difference, summarise
 from protomask.reporting.beside import Beside
 from protomask.reporting.checking import HEADING
 from protomask.reporting.comparing import standing
-from protomask.reporting.results import Results
+from protomask.reporting.results import Results, spell_prototype
 from protomask.visualise.blocks import Block, Cell, DifferenceTable, PlainTable, ScoreTable
 from protomask.visualise.wording import number
 
@@ -31,11 +31,12 @@ def prototype_blocks(results: Results, methods: Sequence[str]) -> list[Block]:
         "with the centre control."
     )
     shown = [method for method in methods if method in table.values]
+    keys = [(metric, m) for metric in metrics for m in shown]
     rows: list[Sequence[Cell]] = [
-        (f"{prototype}: {name}", class_name, *(_cell(table, m, metric, k) for metric in metrics for m in shown))
+        (spell_prototype(prototype, name), class_name, *(_cell(table, m, metric, k) for metric, m in keys))
         for k, (prototype, name, class_name) in enumerate(table.items)
     ]
-    columns = ("prototype", "class", *(f"{metric}, {method}" for metric in metrics for method in shown))
+    columns = ("prototype", "class", *(f"{metric}, {method}" for metric, method in keys))
     means = ScoreTable(
         PER_PROTOTYPE,
         _ordered(table.summaries(results.seed), results),
@@ -64,8 +65,8 @@ def _prototype_differences(results: Results, reference: str, metrics: Sequence[s
     keys = [(method, m) for method in found if method not in results.controls for m in metrics]
     holds, compared = standing(table.values, reference, keys, groups, results.seed)
     caption = (
-        f"The same prototypes. The star is by Holm's method at 5 % over these {compared} comparisons with other "
-        "methods; controls are not among them."
+        f"The same prototypes. The star is by Holm's method at 5 % over {compared} comparisons of prototypes with "
+        "other methods; controls are not among them."
     )
     told = (caption, results.controls, holds)
     return [DifferenceTable(PER_PROTOTYPE, reference, found, metrics, directions, *told, counted="prototype")]

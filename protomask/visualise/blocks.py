@@ -9,6 +9,8 @@ from protomask.errors import InputError, expected
 from protomask.visualise.charts import Interval
 
 CONTROLS = ("random", "centre", "annotation")
+DAGGER = "\N{DAGGER}"
+FLATTERED = f"{DAGGER}: the method was trained with the fill that scores it here."
 _MAGIC = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
 
 
@@ -35,8 +37,9 @@ class ScoreTable:
         directions: metric -> 1 where higher is better, -1 where lower is, 0 where neither (nothing is bold then).
         caption: between heading and table.
         controls: methods that are set apart and never bold: the annotation is the ceiling, not a competitor.
-        marked: (method, metric) of the scores that carry a dagger, which the page explains.
+        marked: (method, metric) of the scores that carry a dagger.
         counted: what the means are over.
+        why: what a dagger says, below the table.
     """
 
     heading: str
@@ -47,6 +50,7 @@ class ScoreTable:
     controls: Collection[str] = CONTROLS
     marked: Collection[tuple[str, str]] = ()
     counted: str = "pair"
+    why: str = FLATTERED
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ class DotPlot:
         caption: between heading and panels.
         controls: methods in italics.
         digits: of the number beside each dot.
+        marked: (method, metric) of the scores that carry a dagger; the table beside the plot says what it means.
     """
 
     heading: str
@@ -101,6 +106,7 @@ class DotPlot:
     caption: str = ""
     controls: Collection[str] = CONTROLS
     digits: int = 2
+    marked: Collection[tuple[str, str]] = ()
 
 
 Cell = str | int | float | None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from protomask.visualise.blocks import DotPlot
 from protomask.visualise.charts import Interval, defined, ends
 from protomask.visualise.palette import method_colour
 from protomask.visualise.wording import arrow, number
 
+_TRACK = 24  # characters of a tick that stand side by side below a track
 _EDGE = 4.0  # percent of the track kept free on either side, for the dots' radius
 
 
@@ -27,6 +28,7 @@ class Dot:
     high: float | None
     text: str
     best: bool
+    dagger: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,17 +46,28 @@ def panels(plot: DotPlot) -> list[Panel]:
     return [_panel(plot, metric) for metric in shown]
 
 
-def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
-    """Round numbers within [low, high]: about ``wanted`` of them, at least two unless the range is empty."""
+def ticks(low: float, high: float, wanted: int = 4, most: int | None = None) -> list[float]:
+    """Round numbers within [low, high]: at least ``wanted`` of them, two if ``most`` allows no more.
+
+    Args:
+        low: of the range; alone where the range is empty.
+        high: of the range.
+        wanted: numbers, about; up to twice as many where no rounder step gives so many.
+        most: not more than these, as long as two are left.
+    """
     if not high > low:
         return [low]
     raw = (high - low) / wanted
     power = 10.0 ** math.floor(math.log10(raw))
+    found: list[float] = []
     for step in (power * s for s in (10, 5, 2, 1, 0.5)):
         first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-        if last - first + 1 >= wanted:
+        if len(found) >= 2 and most is not None and last - first + 1 > most:
             break
-    return [k * step for k in range(first, last + 1)]
+        found = [k * step for k in range(first, last + 1)]
+        if len(found) >= wanted:
+            break
+    return found
 
 
 def _panel(plot: DotPlot, metric: str) -> Panel:
@@ -69,13 +82,23 @@ def _panel(plot: DotPlot, metric: str) -> Panel:
         return round(_EDGE + (100 - 2 * _EDGE) * (value - low) / (high - low), 2)
 
     dots = tuple(
-        _dot(method, row, value, method in plot.controls, method in best, place, plot.digits)
+        replace(
+            _dot(method, row, value, method in plot.controls, method in best, place, plot.digits),
+            dagger=(method, metric) in plot.marked and value is not None and defined(value),
+        )
         for row, (method, value) in enumerate(values.items())
     )
     marks = ticks(low, high, 3)
-    digits = max(0, -math.floor(math.log10(abs(marks[1] - marks[0])) + 1e-9)) if len(marks) > 1 else 2
+    widest = max(len(number(m, _digits(marks))) for m in marks)
+    marks = ticks(low, high, 3, max(2, _TRACK // (widest + 1)))
+    digits = _digits(marks)
     heading = f"{metric} {arrow(plot.directions.get(metric, 0))}".strip()
     return Panel(heading, dots, tuple((place(m), number(m, digits)) for m in marks))
+
+
+def _digits(marks: list[float]) -> int:
+    """Decimals that tell marks at equal steps apart."""
+    return max(0, -math.floor(math.log10(abs(marks[1] - marks[0])) + 1e-9)) if len(marks) > 1 else 2
 
 
 def _dot(

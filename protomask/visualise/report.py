@@ -178,9 +178,9 @@ def _scores(table: ScoreTable) -> _Table:
         )
         rows.append(_Row(method, method_colour(method), method in table.controls, cells))
     bold = " Bold: the best, controls aside." if any(best.values()) else ""
-    note = f"Mean and 95 % interval{_of(pairs, table.counted)}.{bold} {_directions(table)}"
+    note = f"{_what(table.scores, table.metrics)}{_of(pairs, table.counted)}.{bold} {_directions(table)}"
     if any(cell.dagger for row in rows for cell in row.cells):
-        note += " †: the method was trained with the fill that scores it here."
+        note += f" {table.why}"
     return _Table(table.heading, table.caption, "method", _columns(table), tuple(rows), note.strip())
 
 
@@ -199,10 +199,10 @@ def _differences(table: DifferenceTable) -> _Table:
     if table.holds is None:
         signs = "Bold with a star: the interval excludes zero"
     else:
-        signs = "Bold: the interval excludes zero; star: it also stands after correction for all comparisons made here"
+        signs = "Bold: the interval excludes zero; star: it also stands after the correction named above"
     note = (
         f"{table.baseline} minus the other, {table.counted} by {table.counted}: "
-        f"mean and 95 % interval{_of(pairs, table.counted)}. "
+        f"{_what(table.differences, table.metrics).lower()}{_of(pairs, table.counted)}. "
         f"{signs}; the word says how {table.baseline} fares. {_directions(table)}"
     )
     if any(cell.dagger for row in rows for cell in row.cells):
@@ -276,6 +276,12 @@ def _one_count(scores: Mapping[str, Mapping[str, Interval]], metrics: Sequence[s
     """The number of pairs where it is the same in every cell; it is then said once, below the table."""
     counts = {v.n for values in scores.values() for m, v in values.items() if m in metrics and defined(v)}
     return counts.pop() if len(counts) == 1 else None
+
+
+def _what(scores: Mapping[str, Mapping[str, Interval]], metrics: Sequence[str]) -> str:
+    """What the cells hold; one image alone has no interval."""
+    reaches = [ends(v)[1] for values in scores.values() for m, v in values.items() if m in metrics and defined(v)]
+    return "Mean and 95 % interval" if any(map(math.isfinite, reaches)) else "Mean"
 
 
 def _of(pairs: int | None, counted: str = "pair") -> str:
