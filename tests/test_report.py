@@ -326,6 +326,40 @@ def test_ticks_are_round_and_within(low: float, high: float) -> None:
     assert len(marks) <= 10
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.1234, 0.1239), (-0.29, 0.07), (-0.011, 0.049), (0, 31.9), (0.05, 0.95)])
+def test_ticks_have_room(low: float, high: float) -> None:
+    values = {"mdm": {"a": _Summary(low, low, low)}, "rise": {"a": _Summary(high, high, high)}}
+    (panel,) = panels(DotPlot("d", values, ["a"], {"a": 1}))
+    assert len(panel.ticks) >= 2
+    assert sum(len(label) + 1 for _, label in panel.ticks) <= 25
+    assert len({label for _, label in panel.ticks}) == len(panel.ticks)
+
+
+def test_a_dot_tells_that_its_score_flatters() -> None:
+    scores = _scores()
+    plot = DotPlot(scores.heading, scores.scores, ["deletion"], {"deletion": -1}, marked={("mdm", "deletion")})
+    assert {dot.name: dot.dagger for dot in panels(plot)[0].dots} == {
+        "mdm": True,
+        "upsampling": False,
+        "random": False,
+        "annotation": False,
+    }
+    assert "0.31†" in "".join(_Page(render(Report("t", blocks=(plot,)))).text)
+
+
+def test_the_regions_of_a_page_have_names_of_their_own() -> None:
+    html = render(Report("t", blocks=(_scores(), replace(_scores(), caption="again"), _differences())))
+    names = re.findall(r'role="region" aria-label="([^"]*)"', html)
+    assert names == ["Scores", "Scores, table 2", "Differences"]
+
+
+def test_one_image_has_means_without_intervals() -> None:
+    one = {"mdm": {"energy": _Summary(0.5, math.nan, math.nan)}}
+    said = "".join(_Page(render(Report("t", blocks=(ScoreTable("s", one, ["energy"], {"energy": 1}),)))).text)
+    assert "interval" not in said
+    assert "Mean of 210 pairs." in said
+
+
 def test_plain_tables_sort_by_numbers_and_show_dashes() -> None:
     rows = [("a", 2, 0.5), ("b", 11, math.nan), ("c", 3, None)]
     page = _Page(render(Report("t", blocks=(PlainTable("p", ("name", "n", "score"), rows, sortable=True),))))

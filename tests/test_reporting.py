@@ -28,7 +28,7 @@ from protomask.reporting.examples import EXAMPLES, read_chunk, small_size, write
 from protomask.reporting.kept import Kept
 from protomask.reporting.latex import escaped, latex
 from protomask.reporting.page import Choice, page, settled
-from protomask.reporting.results import Results, read_results, spell_flattered
+from protomask.reporting.results import Results, read_results, spell_flattered, spell_prototype
 from protomask.reporting.tidy import COLUMNS, Scored, read_csv, read_parquet, write_csv, write_parquet
 from protomask.store import read_regions
 from protomask.visualise.blocks import DifferenceTable, DotPlot, Multiples, PlainTable, ScoreTable
@@ -455,6 +455,42 @@ def test_a_competitor_without_scores_does_not_end_the_ranking() -> None:
     assert isinstance(plot, DotPlot)
     assert plot.caption.endswith("Without any score: mdm.")
     assert settled(results, Choice()) == Choice("upsampling", "rise", "energy")
+
+
+def test_a_prototype_is_told_its_index_once() -> None:
+    assert spell_prototype(2, "Cardinal / 2") == "Cardinal / 2"
+    assert spell_prototype(2, "Cardinal / 12") == "2: Cardinal / 12"
+    assert spell_prototype("3", "beak") == "3: beak"
+
+
+def test_wide_tables_are_cut_into_parts(tmp_path: Path) -> None:
+    names = [m for m in METRICS if METRICS[m].family == "causal"]
+    assert len(names) > 12
+    made = make_results(tmp_path, 4, ("mdm", "upsampling"), size=24, metrics=names)
+    blocks = page(read_results(made)).blocks
+    for kind in (ScoreTable, DifferenceTable):
+        parts = [b for b in blocks if isinstance(b, kind) and b.heading.startswith("Against the model")]
+        assert [m for part in parts for m in part.metrics] == names
+        assert max(len(part.metrics) for part in parts) <= 12
+
+
+def test_what_the_reference_does_not_have_is_no_column_of_dashes(folder: Path) -> None:
+    results = read_results(folder)
+    lacking = {**results.values["mdm"], "energy": np.full(20, np.nan)}
+    told = Results(folder, results.about, results.pairs, {**results.values, "mdm": lacking})
+    tables = [b for b in page(told, Choice("mdm", "upsampling", pairs=1)).blocks if isinstance(b, DifferenceTable)]
+    assert tables
+    assert all("energy" not in table.metrics for table in tables)
+
+
+def test_one_image_is_checked_against_no_control(tmp_path: Path) -> None:
+    made = make_results(tmp_path, 1, ("mdm", "random"), size=24, metrics=("energy",))
+    blocks = page(read_results(made)).blocks
+    table = next(
+        b for b in blocks if isinstance(b, PlainTable) and b.columns[0] == "method" and "beats" in b.columns[1]
+    )
+    assert table.rows[0][1:] == (None, None)
+    assert page(read_results(made)).summary_lines[0].startswith("1 pair scored of")
 
 
 def test_cases_are_chosen_by_what_flatters_neither(folder: Path) -> None:

@@ -3,8 +3,9 @@
     pair,image,group,class,prototype,prototype_name,part,method,metric,value
     0,birds/12.png,birds/12.png,Cardinal,3,Cardinal / 3,head,mdm,energy,0.71
 
-An undefined score is empty in the CSV file and null in the Parquet file. Names that are no valid Unicode (file names
-may hold any bytes) have the offending bytes spelt out.
+An undefined score is empty in the CSV file and null in the Parquet file; so that names such as ``None`` and ``NA`` stay
+names, read the CSV file by ``pandas.read_csv(file, keep_default_na=False, na_values={"value": [""]})``. Names that are
+no valid Unicode (file names may hold any bytes) have the offending bytes spelt out.
 """
 
 from __future__ import annotations

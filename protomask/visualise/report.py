@@ -140,7 +140,11 @@ def _sections(blocks: Sequence[Block]) -> list[_Section]:
     for k, block in enumerate(blocks, 1):
         if not sections or sections[-1].heading != block.heading:
             sections.append(_Section(f"section-{len(sections) + 1}", block.heading))
-        sections[-1].parts.append(_part(block, k))
+        kind, part = _part(block, k)
+        if kind == "table":
+            before = sum(other == "table" for other, _ in sections[-1].parts)
+            part = replace(part, label=f"{part.label}, table {before + 1}" if before else part.label)
+        sections[-1].parts.append((kind, part))
     return sections
 
 
@@ -199,7 +203,7 @@ def _differences(table: DifferenceTable) -> _Table:
     if table.holds is None:
         signs = "Bold with a star: the interval excludes zero"
     else:
-        signs = "Bold: the interval excludes zero; star: it also stands after the correction named above"
+        signs = "Bold: the interval excludes zero; star: it also stands after correction for many comparisons"
     note = (
         f"{table.baseline} minus the other, {table.counted} by {table.counted}: "
         f"{_what(table.differences, table.metrics).lower()}{_of(pairs, table.counted)}. "
