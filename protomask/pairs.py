@@ -93,7 +93,7 @@ def draw_pairs(
 
     Raises:
         InputError: no pair could be drawn, or the data set names parts and has no ``without_part``, or one that gives
-            images of another size; or two samples have one ``image_id``.
+            images of another size.
         DataError: a sample cannot be read, and ``skip`` is not given.
     """
     check_dataset(dataset)
@@ -123,17 +123,7 @@ def draw_pairs(
         wanted = "with a clear causal part" if drawn else "with something to locate"
         unnamed = "" if dataset.part_names or not drawn else " (the data set's part_names are empty)"
         raise InputError(expected("pairs", f"at least one pair {wanted}", f"none in {drawn} drawn{unnamed}"))
-    _check_ids(kept)
     return PairSet(_by_image(kept), drawn, qualified, min(kinds, key=KINDS.index))
-
-
-def _check_ids(pairs: Sequence[Pair]) -> None:
-    """InputError where samples share an image_id: files would be of one of them, intervals take them for one image."""
-    owner: dict[str, int] = {}
-    for pair in pairs:
-        if owner.setdefault(pair.image_id, pair.index) != pair.index:
-            came = f"{pair.image_id!r} of samples {owner[pair.image_id]} and {pair.index}"
-            raise InputError(expected("dataset", "an image_id of its own for each sample", came))
 
 
 def _by_image(pairs: list[Pair]) -> tuple[Pair, ...]:

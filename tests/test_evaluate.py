@@ -100,11 +100,6 @@ class Larger(BlockScenes):
         return np.zeros((64, 64, 3), np.uint8)
 
 
-class Same(BlockScenes):
-    def __getitem__(self, index: int) -> Sample:
-        return replace(super().__getitem__(index), image_id="same")
-
-
 class Marked(BlockScenes):
     without_part = None  # type: ignore[assignment]
 
@@ -115,7 +110,6 @@ class Marked(BlockScenes):
         (Unnamed, r"a clear causal part, got none in 9 drawn \(the data set's part_names are empty\)"),
         (Unremoved, "a clear causal part, got none in 9 drawn$"),
         (Larger, r"without_part\(\d, 0\): expected shape \[32, 32, 3\], got .*64"),
-        (Same, "dataset: expected an image_id of its own for each sample, got 'same' of samples . and ."),
         (Marked, r"dataset: expected without_part\(index, part\) beside part_names, .* got Marked"),
     ],
 )
