@@ -352,5 +352,14 @@ def test_upsampling_needs_maps() -> None:
 def test_class_targets_and_tensor_targets() -> None:
     found = protomask.locate(ConvModel(), scene(), "class:1", "centre")
     assert list(found.targets) == [(i, p) for i in range(4) for p in (2, 3)]
+    named = ConvModel()
+    named.class_names = ("wren", "tern")  # type: ignore[assignment]
+    assert list(protomask.locate(named, scene(), "class:tern", "centre").targets) == list(found.targets)
+    with pytest.raises(
+        InputError, match=r"an index from 0 or one name of the model's classes \(wren, tern, ...\), got 'x'"
+    ):
+        protomask.locate(named, scene(), "class:x", "centre")
+    with pytest.raises(InputError, match="class: expected an index from 0, got 'tern', and the model names no classes"):
+        protomask.locate(ConvModel(), scene(), "class:tern", "centre")
     pairs = torch.tensor([[3, 1], [0, 2]])
     assert list(protomask.locate(ConvModel(), scene(), pairs, "centre").targets) == [(3, 1), (0, 2)]
