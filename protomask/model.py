@@ -239,8 +239,8 @@ class Family:
         wrap: a foreign or reference model behind the contract; raises ModelError where it cannot prove that it reads
             the model rightly.
         build: the reference model from a checkpoint's description (:class:`protomask.checkpoint.Description`).
-        add_train_arguments: adds the family's own options to the parser of ``protomask train NAME``.
-        train: runs the training that those options describe.
+        add_train_arguments: adds the family's own options to the parser of ``protomask train NAME``, or None.
+        train: runs the training that those options describe; where it is None, that command does not know the family.
         demo: the folder of the small reference model that ships with the package, or None.
         recognise: what a foreign checkpoint's names and shapes imply (:class:`protomask.foreign.Foreign` ->
             :class:`protomask.foreign.Layout`), or None where they are not of this family's.
@@ -253,8 +253,8 @@ class Family:
     matches: Callable[[object], bool]
     wrap: Callable[[object], PrototypeModel]
     build: Callable[[Any], nn.Module]
-    add_train_arguments: Callable[[argparse.ArgumentParser], None]
-    train: Callable[[argparse.Namespace], None]
+    add_train_arguments: Callable[[argparse.ArgumentParser], None] | None = None
+    train: Callable[[argparse.Namespace], None] | None = None
     demo: Path | None = None
     recognise: Callable[[Any], Any] | None = None
     adopt: Callable[[Any, Any, Any], tuple[Any, dict[str, Tensor]]] | None = None
