@@ -302,6 +302,11 @@ def recognise(foreign: Foreign) -> tuple[Family, Layout] | None:
     return min(known, key=lambda pair: bool(pair[1].refused), default=None)
 
 
+def readers() -> list[str]:
+    """The installed families that read foreign checkpoints as data; of others a module is known once it is loaded."""
+    return [name for name, family in families().items() if family.recognise is not None and family.adopt is not None]
+
+
 def _load_folder(folder: Path) -> Checkpoint:
     path, family, description, tensors = _opened(folder, _read_tensors)
     return _filled(path, folder, family, description, tensors)
@@ -353,8 +358,9 @@ def _adopted(foreign: Foreign, stated: Stated) -> tuple[Family, Description, dic
     known = recognise(foreign)
     if known is None or known[0].adopt is None:
         some = ", ".join(list(foreign.tensors)[:3])
-        wanted = f"a model of a known family ({', '.join(families())})"
-        raise CheckpointError(expected(str(foreign.path), wanted, f"a {foreign.kind} with {some}, ..."))
+        wanted = f"a model of a family that reads foreign checkpoints ({', '.join(readers()) or 'none'})"
+        trusted = " (with --trust it runs its own code)" if foreign.kind == MODULE else ""
+        raise CheckpointError(expected(str(foreign.path), wanted, f"a {foreign.kind} with {some}, ...{trusted}"))
     return known[0], *known[0].adopt(foreign, known[1], stated)
 
 

@@ -108,15 +108,23 @@ def evaluate(
         pairs: how many (image, prototype) pairs.
         seed: of the pairs and of everything drawn.
         batch: images in one network pass.
-        fill: the scoring fill; ``"mean"`` (zero after normalisation) by protocol.
+        fill: the scoring fill: ``"mean"`` (zero after normalisation) by protocol, or ``"blur"``, ``"image-mean"``,
+            ``"black"``, ``"grey"`` (:func:`protomask.fills.fill_images`).
         clear_parts: score only pairs with a clear causal part, as is always done where parts have pixel masks. Where
             they are points, few pairs have one: this way the part metrics get as many as the data holds.
         metrics: names of metrics per pair; :data:`protomask.metrics.DEFAULT_METRICS` where None.
         progress: show progress bars on standard error.
-        seen: called with every chunk, for pictures and files; keep what you need, the maps are not stored.
+        seen: called with every chunk (:data:`Seen`): its pairs, their samples, what each method found, and the truth, a
+            row per pair. For pictures and files; keep what you need, the maps are not stored.
+
+    Returns:
+        What was scored: ``pairs``, and ``values``: method -> metric -> [N] float64, NaN where undefined.
 
     Raises:
-        InputError: an unknown method, no methods, a count or seed out of range, or no pair with something to locate.
+        InputError: an unknown method, metric or fill, no methods, a count or seed out of range, a data set that names
+            parts and has no ``without_part``, or no pair to score.
+        ModelError: the model's form is unknown, or it cannot do what a method needs.
+        DataError: a sample cannot be read.
     """
     check_count("seed", seed, 0)
     check_count("batch", batch)

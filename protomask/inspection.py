@@ -18,6 +18,7 @@ from protomask.checkpoint import (
     check_foreign,
     own_folder,
     read_description,
+    readers,
     recognise,
 )
 from protomask.errors import CheckpointError, ProtomaskError
@@ -131,7 +132,8 @@ def _whether(foreign: Foreign, layout: Layout | None) -> str:
     except CheckpointError as error:
         return f"no: {error}"
     if layout is None:
-        return "no: no installed family knows its names" + (", or only with trust" if foreign.kind == MODULE else "")
+        reading = f"no family that reads foreign checkpoints ({', '.join(readers()) or 'none'}) knows its names"
+        return f"no: {reading}" + (" (with --trust it runs its own code)" if foreign.kind == MODULE else "")
     if layout.refused:
         return f"no: {layout.refused}" + (" (with trust it runs its own)" if foreign.kind == MODULE else "")
     missing = [] if len(layout.backbones) == 1 else ["the backbone"]

@@ -15,6 +15,7 @@ entry point group ``protomask.families``.
 from __future__ import annotations
 
 import argparse
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -67,10 +68,12 @@ class Contract:
     Attributes:
         source: the object that the user gave.
         num_prototypes: P.
-        module: what is frozen and restored, or None for a model that is no ``nn.Module``.
-        input_shape: (C, H, W), or None where the model takes any size.
-        mean, std: per channel, what model-ready images were normalised by.
-        activation_range: (floor, ceiling) of an activation; None where there is none.
+        module: what is frozen and restored: the source, its ``module``, else every ``nn.Module`` among its attributes;
+            None where it holds none.
+        input_shape: (C, H, W); None, the default, where the model takes any size.
+        mean, std: per channel, what model-ready images were normalised by; ImageNet's where the source tells none.
+        activation_range: (floor, ceiling) of an activation; None, the default of both, where there is none. Without a
+            floor, an activation counts from that of an image of the mean colour.
         channels_last: whether images are laid out channels-last for a pass, as convolutions prefer.
     """
 
@@ -84,7 +87,11 @@ class Contract:
     channels_last: bool = False
 
     def activations(self, images: Tensor, prototypes: Tensor | None = None) -> Tensor:
-        """The model's own activations, their shape checked: [B, P], or [B] with ``prototypes`` [B]."""
+        """The model's own activations, checked: [B, P], or [B] with ``prototypes`` [B].
+
+        Raises:
+            ModelError: another shape, or no gradient in images that ask for one.
+        """
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         values = self.source.activations(images, prototypes)
@@ -92,6 +99,9 @@ class Contract:
         if not isinstance(values, Tensor) or tuple(values.shape) != wanted:
             came = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ModelError(expected("model.activations(...)", f"a tensor {list(wanted)}", came))
+        if images.requires_grad and torch.is_grad_enabled() and not values.requires_grad:
+            cut = "a tensor without a gradient (torch.no_grad, .detach() or .data?)"
+            raise ModelError(expected("model.activations(...)", "values differentiable in the images", cut))
         return values
 
     def similarity_maps(self, images: Tensor) -> Tensor | None:
@@ -115,9 +125,20 @@ class Contract:
         return self._optional("logits", images)
 
     def class_weights(self) -> Tensor | None:
-        """[P, K] weight of each prototype for each class, negative where against; or None."""
+        """[P, K] weight of each prototype for each class, negative where against; or None.
+
+        Raises:
+            ModelError: another shape, such as the last layer's own [K, P].
+        """
         method = getattr(self.source, "class_weights", None)
-        return None if method is None else cast("Tensor | None", method())
+        weights = None if method is None else method()
+        if weights is None:
+            return None
+        if not isinstance(weights, Tensor) or weights.dim() != 2 or len(weights) != self.num_prototypes:
+            came = list(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+            wanted = f"a tensor [{self.num_prototypes}, K], a row per prototype"
+            raise ModelError(expected("model.class_weights()", wanted, came))
+        return weights
 
     def describe(self, prototype: int) -> str:
         """A short name of the prototype, such as ``"Cardinal / 3"``; ``"prototype 3"`` where the model has none."""
@@ -133,13 +154,13 @@ def contract(model: object) -> Contract:
     """The model with all optional attributes filled in; an ``nn.Module`` of a known family is wrapped first.
 
     Raises:
-        ModelError: the object neither fulfils the contract nor is known to an installed adapter.
+        ModelError: the object neither fulfils the contract nor is known to an installed adapter, or what it says of
+            itself is none of the contract's forms.
     """
     if isinstance(model, Contract):
         return model
-    if not isinstance(model, PrototypeModel):
-        model = wrap(model)
-    source = model
+    source = wrap(model)
+    _check_call(source)
     shape = getattr(source, "input_shape", None)
     return Contract(
         source=source,
@@ -150,6 +171,19 @@ def contract(model: object) -> Contract:
         std=_numbers("model.std", getattr(source, "std", IMAGENET_STD), positive=True),
         activation_range=_range(getattr(source, "activation_range", None)),
     )
+
+
+def _check_call(source: PrototypeModel) -> None:
+    """ModelError unless ``activations`` takes images and prototypes; without a pass."""
+    try:
+        signature = inspect.signature(source.activations)
+    except (TypeError, ValueError):
+        return  # a built-in that tells nothing of itself
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        came = f"activations{signature}"
+        raise ModelError(expected("model.activations", "activations(images, prototypes=None)", came)) from error
 
 
 def _module_of(source: object) -> nn.Module | None:
@@ -205,8 +239,8 @@ class Family:
         wrap: a foreign or reference model behind the contract; raises ModelError where it cannot prove that it reads
             the model rightly.
         build: the reference model from a checkpoint's description (:class:`protomask.checkpoint.Description`).
-        add_train_arguments: adds the family's own options to the parser of ``protomask train NAME``.
-        train: runs the training that those options describe.
+        add_train_arguments: adds the family's own options to the parser of ``protomask train NAME``, or None.
+        train: runs the training that those options describe; where it is None, that command does not know the family.
         demo: the folder of the small reference model that ships with the package, or None.
         recognise: what a foreign checkpoint's names and shapes imply (:class:`protomask.foreign.Foreign` ->
             :class:`protomask.foreign.Layout`), or None where they are not of this family's.
@@ -219,8 +253,8 @@ class Family:
     matches: Callable[[object], bool]
     wrap: Callable[[object], PrototypeModel]
     build: Callable[[Any], nn.Module]
-    add_train_arguments: Callable[[argparse.ArgumentParser], None]
-    train: Callable[[argparse.Namespace], None]
+    add_train_arguments: Callable[[argparse.ArgumentParser], None] | None = None
+    train: Callable[[argparse.Namespace], None] | None = None
     demo: Path | None = None
     recognise: Callable[[Any], Any] | None = None
     adopt: Callable[[Any, Any, Any], tuple[Any, dict[str, Tensor]]] | None = None
@@ -234,16 +268,19 @@ def families() -> dict[str, Family]:
 
 
 def wrap(model: object) -> PrototypeModel:
-    """The model behind the contract, by the first installed family that knows its form.
+    """The model behind the contract, by the first installed family that knows its form; as it is where it fulfils it.
 
     Raises:
         ModelError: no family knows the model, or its adapter could not prove that it reads it rightly.
     """
+    if isinstance(model, PrototypeModel):
+        return model
     known = families()
     for family in known.values():
         if family.matches(model):
             return family.wrap(model)
-    wanted = f"num_prototypes and activations(images), or a model of a known family ({', '.join(known) or 'none'})"
+    names = ", ".join(known) or "none"
+    wanted = f"num_prototypes and activations(images, prototypes), or a model of a known family ({names})"
     raise ModelError(expected("model", wanted, type(model).__name__))
 
 

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from protomask.checks import check_count
+from protomask.checks import check_array, check_count
 from protomask.data.inpaint import PART_RADIUS
-from protomask.data.sample import Dataset, Sample, to_tensor
+from protomask.data.sample import Dataset, Sample, check_dataset, to_tensor
 from protomask.engine import in_chunks
 from protomask.errors import DataError, InputError, expected
 from protomask.locating import measure
@@ -92,9 +92,11 @@ def draw_pairs(
     Elsewhere every pair counts. A sample that cannot be read is told to ``skip`` and left out, where that is given.
 
     Raises:
-        InputError: no pair could be drawn.
+        InputError: no pair could be drawn, or the data set names parts and has no ``without_part``, or one that gives
+            images of another size.
         DataError: a sample cannot be read, and ``skip`` is not given.
     """
+    check_dataset(dataset)
     check_count("pairs", count)
     check_count("shown", shown)
     drawn, qualified = 0, 0
@@ -117,7 +119,10 @@ def draw_pairs(
             if len(kept) == count:
                 break
     if not kept:
-        raise InputError(expected("pairs", "at least one pair with something to locate", f"none in {drawn} drawn"))
+        # Every pair drawn has something to locate, so those left out had no clear part.
+        wanted = "with a clear causal part" if drawn else "with something to locate"
+        unnamed = "" if dataset.part_names or not drawn else " (the data set's part_names are empty)"
+        raise InputError(expected("pairs", f"at least one pair {wanted}", f"none in {drawn} drawn{unnamed}"))
     return PairSet(_by_image(kept), drawn, qualified, min(kinds, key=KINDS.index))
 
 
@@ -185,7 +190,8 @@ def _look(
     keep = ((start.targets.prototypes == wanted) & start.locatable.cpu()).nonzero().squeeze(1)
     rows = start.targets.images[keep].tolist()
     before, floors = start.before[keep], start.floors[keep]
-    parts = _parts(model, dataset, [group[row] for row in rows], before, floors, batch)
+    looked = [(*group[row], samples[row]) for row in rows]
+    parts = _parts(model, dataset, looked, before, floors, batch)
     pairs = [
         Pair(group[row][0], group[row][1], samples[row].image_id, samples[row].group, part, activation, floor)
         for row, part, activation, floor in zip(rows, parts, before.tolist(), floors.tolist(), strict=True)
@@ -200,15 +206,23 @@ def _kind(sample: Sample) -> str:
 
 
 def _parts(
-    model: Contract, dataset: Dataset, group: list[tuple[int, int]], before: Tensor, floors: Tensor, batch: int
+    model: Contract, dataset: Dataset, group: list[tuple[int, int, Sample]], before: Tensor, floors: Tensor, batch: int
 ) -> list[int]:
-    """The causal part of each pair, -1 where there is none."""
-    names = len(dataset.part_names)
-    if names == 0 or not group:
+    """The causal part of each (index, prototype, sample), -1 where there is none."""
+    if not dataset.part_names or not group:
         return [-1] * len(group)
-    removed = [[dataset.without_part(index, part) for part in range(names)] for index, _ in group]
-    drops = drops_without(model, removed, [prototype for _, prototype in group], before, floors, batch)
+    removed = [_without_parts(dataset, index, sample) for index, _, sample in group]
+    drops = drops_without(model, removed, [prototype for _, prototype, _ in group], before, floors, batch)
     return [int(p) for p in causal_parts(drops).part]
+
+
+def _without_parts(dataset: Dataset, index: int, sample: Sample) -> list[np.ndarray | None]:
+    """The sample's image without each part in turn; None where that part is not visible."""
+    removed = [dataset.without_part(index, part) for part in range(len(dataset.part_names))]
+    for part, image in enumerate(removed):
+        if image is not None:
+            check_array(f"without_part({index}, {part})", image, sample.image.shape, dtype=np.uint8)
+    return removed
 
 
 def drops_without(

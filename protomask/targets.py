@@ -39,8 +39,9 @@ def choose_targets(targets: TargetsLike, model: Contract, images: int, activatio
 
     Args:
         targets: ``"top:3"`` (each image's three most activated prototypes, best first), ``"all"`` (every prototype on
-            every image), ``"class:17"`` (the prototypes of class 17 on every image), pairs (image, prototype), a tensor
-            [N, 2] of them, or a :class:`Targets`.
+            every image), ``"class:17"`` (the prototypes of the model's class 17, counted from 0, on every image; where
+            the model names its classes, ``"class:Cardinal"`` too), pairs (image, prototype), a tensor [N, 2] of them,
+            or a :class:`Targets`.
         model: says how many prototypes there are, and whose.
         images: B.
         activations: [B, P], needed for ``"top:K"`` only.
@@ -73,12 +74,24 @@ def _named(text: str, model: Contract, images: int, activations: Tensor | None) 
             raise InputError(expected("activations", f"a tensor [B, P], which {text!r} needs", None))
         # A stable sort, so that ties go to the lower index whatever the batch.
         chosen = activations.cpu().sort(dim=1, descending=True, stable=True).indices[:, :count]
-    elif match := re.fullmatch(r"class:(\d{1,9})", text):
-        chosen = class_prototypes(model, [int(match[1])]).expand(images, -1)
+    elif text.startswith("class:"):
+        chosen = class_prototypes(model, [_class_index(text.removeprefix("class:"), model)]).expand(images, -1)
     else:
         raise InputError(expected("targets", FORMS, repr(text)))
     rows = torch.arange(images).repeat_interleave(chosen.shape[1])
     return torch.stack([rows, chosen.reshape(-1)], 1)
+
+
+def _class_index(text: str, model: Contract) -> int:
+    """The class that a number or a name means; a number is always an index."""
+    if re.fullmatch(r"\d{1,9}", text):
+        return int(text)
+    names = list(getattr(model.source, "class_names", None) or ())
+    if names.count(text) != 1:
+        named = f"or one name of the model's classes ({', '.join(map(str, names[:3]))}, ...)" if names else ""
+        came = repr(text) + ("" if names else ", and the model names no classes")
+        raise InputError(expected("targets: class", f"an index from 0 {named}".rstrip(), came))
+    return names.index(text)
 
 
 def _top_count(text: str, prototypes: int) -> int:

@@ -20,7 +20,7 @@ from pycocotools.coco import COCO
 
 from protomask import gallery
 from protomask.cli import _joined, main, parser
-from protomask.commands import common, evaluate, locate, located
+from protomask.commands import common, evaluate, locate, located, train
 from protomask.commands.common import dataset_for, score_table, size_option, spell_duration, write_table
 from protomask.commands.evaluate import default_methods
 from protomask.commands.locate import _paths, open_job, parse_settings
@@ -30,6 +30,7 @@ from protomask.jobs import cutting
 from protomask.loading import Loaded, load_model
 from protomask.localisers import LOCALISERS
 from protomask.metrics import DEFAULT_METRICS, METRICS, Summary
+from protomask.model import families
 from protomask.records import Localisation
 from protomask.region import own_area_region
 from protomask.store import read_run, read_scores
@@ -402,6 +403,31 @@ def test_help_teaches(command: list[str], capsys: pytest.CaptureFixture[str]) ->
     if command not in ([], ["train"], ["report"]):
         for option in ("--out", "--device", "--seed", "--batch"):
             assert option in said
+
+
+def test_a_family_that_cannot_train_is_no_choice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = families()
+    dotted = replace(known["xprotonet"], name="dotted", train=None, add_train_arguments=None)
+    monkeypatch.setattr(train, "families", lambda: {**known, "dotted": dotted})
+    with pytest.raises(SystemExit):
+        main(["train", "dotted", "--data", "planted", "--out", str(tmp_path)])
+    assert "invalid choice: 'dotted'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family", ["protopnet", "xprotonet"])
+def test_the_example_of_a_training_is_what_a_random_backbone_needs(
+    family: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", family, "--help"])
+    said = capsys.readouterr().out
+    example = said.rpartition("example:")[2].replace("\\\n", " ").split()
+    args = parser().parse_args(example[1:])
+    assert args.weights is None
+    assert "starts random: then --warm-epochs 0 --one-cycle --lr-features 2e-3" in " ".join(said.split())
+    assert (args.warm_epochs, args.one_cycle, args.lr_features) == (0, True, 2e-3)
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,45 @@ def test_no_pair_is_an_error() -> None:
         draw_pairs(contract(dark), BlockScenes(), 3)
 
 
+class Unnamed(BlockScenes):
+    part_names = ()  # type: ignore[assignment]
+
+
+class Unremoved(BlockScenes):
+    def without_part(self, index: int, part: int) -> np.ndarray | None:
+        return None
+
+
+class Larger(BlockScenes):
+    def without_part(self, index: int, part: int) -> np.ndarray | None:
+        return np.zeros((64, 64, 3), np.uint8)
+
+
+class Marked(BlockScenes):
+    without_part = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Unnamed, r"a clear causal part, got none in 9 drawn \(the data set's part_names are empty\)"),
+        (Unremoved, "a clear causal part, got none in 9 drawn$"),
+        (Larger, r"without_part\(\d, 0\): expected shape \[32, 32, 3\], got .*64"),
+        (Marked, r"dataset: expected without_part\(index, part\) beside part_names, .* got Marked"),
+    ],
+)
+def test_a_data_set_that_cannot_be_scored_says_why(kind: type[BlockScenes], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        draw_pairs(contract(block_model()), kind(9), 3)
+
+
+def test_a_data_set_without_parts_needs_no_way_to_take_them_out() -> None:
+    class Boxed(Unnamed):
+        without_part = None  # type: ignore[assignment]
+
+    assert len(draw_pairs(contract(block_model()), Boxed(9, masks=False), 3).pairs) == 3
+
+
 def test_truth_of_points_and_masks() -> None:
     data = BlockScenes()
     drawn = draw_pairs(contract(block_model()), data, 3)

@@ -170,6 +170,20 @@ def test_a_user_adds_a_localiser_by_registering_it() -> None:
         del LOCALISERS["left-half"]
 
 
+def test_a_localiser_without_its_passes_is_told_so() -> None:
+    @protomask.register("silent", "It does not say what it costs.")
+    def silent() -> object:
+        return lambda request: protomask.Maps(torch.ones((len(request.targets), *request.size)))
+
+    try:
+        with pytest.raises(
+            InputError, match=r"passes of silent: expected its forward \+ input-gradient passes per pair"
+        ):
+            protomask.locate(ConvModel(), scenes(1), "all", "silent")
+    finally:
+        del LOCALISERS["silent"]
+
+
 def test_a_localiser_that_gives_nonsense_is_refused() -> None:
     def wrong_shape(request: protomask.Request) -> protomask.Maps:
         return protomask.Maps(torch.zeros(1, 2, 2))

@@ -192,7 +192,7 @@ def test_gradcam_takes_a_named_layer_and_refuses_what_it_cannot_use() -> None:
 
 
 def test_without_captum_the_message_is_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ResourceError, match=r"pip install protomask\[captum\]"):
+    with pytest.raises(ResourceError, match=r"\(in the clone: `pip install '\.\[captum\]'`\)"):
         check_installed("no_such_package_at_all", "captum")
     missing = ResourceError("captum: expected it installed")
 

@@ -308,6 +308,42 @@ def test_a_model_with_broken_shapes_or_values_is_refused() -> None:
         protomask.locate(Nans(), scene())
 
 
+def test_mistakes_of_a_users_class_are_named() -> None:
+    class Detached(BlockModel):
+        @torch.no_grad()
+        def activations(self, images: Tensor, prototypes: Tensor | None = None) -> Tensor:
+            return super().activations(images, prototypes)
+
+    class All(BlockModel):
+        def activations(self, images: Tensor) -> Tensor:  # type: ignore[override]
+            return super().activations(images)
+
+    class Turned(BlockModel):
+        def class_weights(self) -> Tensor:
+            return torch.ones(3, 2)
+
+    blocks, images = [(0, 0, 8, 8), (16, 16, 24, 24)], torch.full((1, 3, 32, 32), 0.8)
+    for model, targets, message in (
+        (
+            Detached,
+            "all",
+            r"activations\(...\): expected values differentiable in the images, got .* without a gradient",
+        ),
+        (All, "all", r"expected activations\(images, prototypes=None\), got activations\(images: .*\)"),
+        (Turned, "class:1", r"class_weights\(\): expected a tensor \[2, K\], a row per prototype, got \[3, 2\]"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            protomask.locate(model(blocks), images, targets, "single-mask", fill="black", steps=2)
+    assert protomask.locate(
+        Detached(blocks), images, "all", "occlusion", fill="black"
+    ).located.all()  # it asks for no gradient
+
+
+def test_a_model_that_fulfils_the_contract_needs_no_wrapping() -> None:
+    model = BlockModel([(0, 0, 8, 8)])
+    assert protomask.wrap(model) is model
+
+
 def test_upsampling_needs_maps() -> None:
     with pytest.raises(ModelError, match="similarity_maps or occurrence_maps"):
         protomask.locate(BlockModel([(0, 0, 9, 9)]), torch.rand(1, 3, 32, 32), "all", "upsampling")
@@ -316,5 +352,14 @@ def test_upsampling_needs_maps() -> None:
 def test_class_targets_and_tensor_targets() -> None:
     found = protomask.locate(ConvModel(), scene(), "class:1", "centre")
     assert list(found.targets) == [(i, p) for i in range(4) for p in (2, 3)]
+    named = ConvModel()
+    named.class_names = ("wren", "tern")  # type: ignore[assignment]
+    assert list(protomask.locate(named, scene(), "class:tern", "centre").targets) == list(found.targets)
+    with pytest.raises(
+        InputError, match=r"an index from 0 or one name of the model's classes \(wren, tern, ...\), got 'x'"
+    ):
+        protomask.locate(named, scene(), "class:x", "centre")
+    with pytest.raises(InputError, match="class: expected an index from 0, got 'tern', and the model names no classes"):
+        protomask.locate(ConvModel(), scene(), "class:tern", "centre")
     pairs = torch.tensor([[3, 1], [0, 2]])
     assert list(protomask.locate(ConvModel(), scene(), pairs, "centre").targets) == [(3, 1), (0, 2)]

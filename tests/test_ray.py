@@ -25,10 +25,10 @@ def test_without_ray_the_engine_tells_how_to_install_it(tmp_path: Path, capsys: 
     cv2.imwrite(str(tmp_path / "0.png"), BlockScenes()[0].image)
     options = ["--engine", "ray", "--quiet", "--out", str(tmp_path / "out")]
     assert main(["locate", MODEL, str(tmp_path / "0.png"), *options]) == 2
-    assert "pip install 'protomask[ray]'" in capsys.readouterr().err
+    assert "in the clone: `pip install '.[ray]'`" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not HAVE, reason="Ray is not installed: pip install 'protomask[ray]'")
+@pytest.mark.skipif(not HAVE, reason="Ray is not installed: pip install '.[ray]'")
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the workers in /proc")
 def test_a_cluster_that_loses_a_worker_gives_the_results_of_one_process(tmp_path: Path) -> None:
     for index in range(12):

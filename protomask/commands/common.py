@@ -187,7 +187,11 @@ def add_evaluation_data_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="planted: the stream of scenes (default: %(default)s)",
     )
-    group.add_argument("--split", default="test", help="which part of the data (default: %(default)s)")
+    group.add_argument(
+        "--split",
+        default="test",
+        help="train or test; planted, chestxray14, boxes: or dev; all but planted: or all (default: %(default)s)",
+    )
     group.add_argument(
         "--species", type=ids_option, metavar="ID,ID,...", help="cub: only these class ids of classes.txt"
     )

@@ -77,7 +77,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help=f"see `protomask methods` (default: {','.join(METHODS)})",
     )
     parser.add_argument(
-        "--metrics", type=names_option, metavar="A,B,C", help="see `protomask metrics` (default: the protocol's)"
+        "--metrics",
+        type=names_option,
+        metavar="A,B,C",
+        help="see `protomask metrics` (default: all against the annotation, and those against the model that fill with "
+        "the mean colour)",
     )
     parser.add_argument(
         "--pairs", type=positive, default=200, metavar="N", help="pairs to score (default: %(default)s)"

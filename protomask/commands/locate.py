@@ -71,7 +71,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings",
                         help="a setting of the method, such as steps=50; may be repeated")  # fmt: skip
     parser.add_argument("--targets", default="top:3", metavar="WHICH",
-                        help="top:K per image, all, or class:K (default: %(default)s)")  # fmt: skip
+                        help="top:K per image, all, or class:K, the prototypes of a class: its index in the model, from"
+                        " 0, or its name (default: %(default)s)")  # fmt: skip
     parser.add_argument("--region", default="percentile", choices=("percentile", "own-area"),
                         help="what a region is cut by (default: %(default)s)")  # fmt: skip
     parser.add_argument("--panels", type=count_option, default=None, metavar="N",

@@ -17,16 +17,17 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     kinds = parser.add_subparsers(dest="family", required=True, metavar="FAMILY")
     for name, family in families().items():
+        if family.train is None:
+            continue
         sub = kinds.add_parser(
             name,
             help=f"train a {name}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             description=f"Train a reference {name}.",
-            epilog="example:\n"
-            f"  protomask train {name} --data planted --backbone conv-small --size 96 --out runs/planted",
         )
         sub.add_argument("--out", required=True, metavar="DIR", help="the checkpoint; a run that stopped there goes on")
         add_data_options(sub)
         add_quiet(sub)
-        family.add_train_arguments(sub)
+        if family.add_train_arguments is not None:
+            family.add_train_arguments(sub)
         sub.set_defaults(run=family.train)

@@ -147,6 +147,13 @@ class Dataset(Protocol):
         ...
 
 
+def check_dataset(dataset: Dataset) -> None:
+    """InputError where a data set names parts and cannot take them out."""
+    if dataset.part_names and not callable(getattr(dataset, "without_part", None)):
+        wanted = "without_part(index, part) beside part_names, which finds the part that a prototype is about"
+        raise InputError(expected("dataset", wanted, type(dataset).__name__))
+
+
 def to_tensor(images: np.ndarray | Sequence[np.ndarray], mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Images as the model expects them: [B, H, W, 3] uint8 (or a list of [H, W, 3]) -> [B, C, H, W] float32.
 

@@ -26,7 +26,7 @@ from protomask.model import device_of
 from protomask.store.plans import ShardPlan
 from protomask.store.shards import shard_bytes
 
-INSTALL = "pip install 'protomask[ray]'"
+INSTALL = "in the clone: `pip install '.[ray]'`"
 # Readers must find room beside actors on every CPU, or both would wait for each other for ever.
 _ACTOR_SHARE = 0.9
 _READER_CPUS = 0.05

@@ -1,6 +1,6 @@
 """What gradient methods share: Captum, a model that it can call, and maps from per-channel attributions.
 
-Axes: N pairs, C channels, H, W pixels. Captum is an optional package: ``pip install protomask[captum]``.
+Axes: N pairs, C channels, H, W pixels. Captum is an optional package: ``pip install '.[captum]'``.
 """
 
 from __future__ import annotations

@@ -131,6 +131,8 @@ Made = TypeVar("Made", bound=Callable[..., Any])
 def register(name: str, sentence: str, *, control: bool = False) -> Callable[[Made], Made]:
     """Makes a localiser (a frozen dataclass, or a factory of one) known under a name.
 
+    What is built must have ``passes`` (:class:`Localiser`), which is asked for when it is built.
+
     Raises:
         InputError: the name is taken.
     """
@@ -148,7 +150,7 @@ def make_localiser(method: str, settings: Mapping[str, object]) -> Localiser:
     """The registered localiser with these settings.
 
     Raises:
-        InputError: an unknown method, or a setting that it does not have.
+        InputError: an unknown method, a setting that it does not have, or a localiser that tells no ``passes``.
     """
     check_choice("method", method, tuple(LOCALISERS))
     make = LOCALISERS[method].make
@@ -158,7 +160,11 @@ def make_localiser(method: str, settings: Mapping[str, object]) -> Localiser:
         wanted = "one of " + ", ".join(known) if known else "no settings"
         raise InputError(expected(f"settings of {method}", wanted, ", ".join(unknown)))
     _check_call(method, make, settings)
-    return make(**settings)
+    made = make(**settings)
+    if not hasattr(made, "passes"):
+        wanted = "its forward + input-gradient passes per pair (0 where one forward pass per image is all)"
+        raise InputError(expected(f"passes of {method}", wanted, "no such attribute"))
+    return made
 
 
 def _check_call(method: str, make: Callable[..., Localiser], settings: Mapping[str, object]) -> None:

@@ -6,6 +6,8 @@ from importlib.util import find_spec
 
 from protomask.errors import ResourceError, expected
 
+INSTALL = "in the clone: `pip install '.[{}]'`"
+
 
 def check_installed(package: str, extra: str) -> None:
     """Nothing where ``package`` can be imported; it is not imported yet.
@@ -14,4 +16,4 @@ def check_installed(package: str, extra: str) -> None:
         ResourceError: it is missing; the message is the line that installs it.
     """
     if find_spec(package) is None:
-        raise ResourceError(expected(package, f"it installed (`pip install protomask[{extra}]`)", "no such package"))
+        raise ResourceError(expected(package, f"it installed ({INSTALL.format(extra)})", "no such package"))

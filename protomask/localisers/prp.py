@@ -3,7 +3,7 @@
 The activation is shared out over the features that it is made of, and from there propagated to the pixels by layer-wise
 relevance propagation: alpha-1 beta-0 in every convolution, the box rule in the first, batch norm folded away. How the
 activation is shared out (:mod:`.prototype_relevance`) depends on how the model compares. Zennit is an optional package
-(LGPL): ``pip install protomask[lrp]``.
+(LGPL): ``pip install '.[lrp]'``.
 
 Relevance propagation must know every layer between the pixels and the features: chains of convolutions, batch norm
 right after them, ReLU, sigmoid and pooling, and the blocks of torchvision's ResNets, SqueezeNet and MobileNetV2. In a

@@ -22,6 +22,10 @@ _FREE = ("device", "workers", "progress", "locate", "test_every")
 
 MOST = 3e38  # of what float32 can be
 
+RANDOM_START = "--warm-epochs 0 --one-cycle --lr-features 2e-3"
+"""What a backbone without weights is trained with: warm epochs would keep it frozen at random, and the published
+learning rate is one for pretrained weights."""
+
 _Settings = TypeVar("_Settings", bound="BaseSettings")
 
 
@@ -144,7 +148,7 @@ class BaseSettings:
 def add_base_arguments(
     parser: argparse.ArgumentParser, settings: type[BaseSettings], cluster: str, separation: str
 ) -> dict[str, Any]:
-    """Add the options that all families have, but the data's own (--data, --root, --crop) and --out.
+    """Add the options that all families have, but the data's own (--data, --root, --crop) and --out, and an example.
 
     Args:
         parser: of ``protomask train FAMILY``.
@@ -154,11 +158,15 @@ def add_base_arguments(
     Returns:
         The groups ``model``, ``stages``, ``optimiser`` and ``run``, for the family's own options.
     """
+    parser.epilog = (
+        f"example:\n  {parser.prog} --data planted --backbone conv-small --size 96 \\\n"
+        f"      {RANDOM_START} --out runs/planted"
+    )
     model = parser.add_argument_group("model")
     about_backbone = ", ".join(BACKBONES) + "; mobilenet_v2@16 ends with its last layer of stride 16"
     model.add_argument("--backbone", required=True, type=parse_backbone, metavar="NAME", help=about_backbone)
     start = "state dict of the torchvision model, .pth or .safetensors; without it the backbone starts random: then "
-    start += "--warm-epochs 0 --lr-features 1e-3"
+    start += RANDOM_START
     add_option(model, settings, "weights", str, start, metavar="FILE")
     add_option(model, settings, "prototypes_per_class", int, "prototypes per class")
     add_option(model, settings, "prototype_depth", int, "channels of a prototype")
