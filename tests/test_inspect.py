@@ -191,7 +191,7 @@ def test_another_class_needs_trust(tmp_path: Path) -> None:
 
 def test_a_module_of_a_family_that_reads_no_files_is_told_what_would(tmp_path: Path) -> None:
     path = write("zip", nn.Sequential(nn.Linear(2, 3)), tmp_path / "x")
-    said = r"reads? foreign checkpoints \(protopnet\).*\(with --trust it runs its own code\)"
+    said = r"reads? foreign checkpoints \(protopnet\b.*\).*\(with --trust it runs its own code\)"
     assert re.search(said, inspect_checkpoint(path).loads)
     with pytest.raises(CheckpointError, match=said):
         load_checkpoint(path)

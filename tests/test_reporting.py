@@ -28,7 +28,7 @@ from protomask.reporting.examples import EXAMPLES, read_chunk, small_size, write
 from protomask.reporting.kept import Kept
 from protomask.reporting.latex import escaped, latex
 from protomask.reporting.page import Choice, page, settled
-from protomask.reporting.results import Results, read_results, spell_flattered, spell_prototype
+from protomask.reporting.results import Results, read_results, spell_flattered, spell_prototypes
 from protomask.reporting.tidy import COLUMNS, Scored, read_csv, read_parquet, write_csv, write_parquet
 from protomask.store import read_regions
 from protomask.visualise.blocks import DifferenceTable, DotPlot, Multiples, PlainTable, ScoreTable
@@ -458,9 +458,9 @@ def test_a_competitor_without_scores_does_not_end_the_ranking() -> None:
 
 
 def test_a_prototype_is_told_its_index_once() -> None:
-    assert spell_prototype(2, "Cardinal / 2") == "Cardinal / 2"
-    assert spell_prototype(2, "Cardinal / 12") == "2: Cardinal / 12"
-    assert spell_prototype("3", "beak") == "3: beak"
+    assert spell_prototypes([(2, "Cardinal / 2"), ("13", "Jay / 13")]) == ["Cardinal / 2", "Jay / 13"]
+    assert spell_prototypes([(2, "Cardinal / 12")]) == ["2: Cardinal / 12"]
+    assert spell_prototypes([(0, "a / 0"), (2, "b / 0")]) == ["0: a / 0", "2: b / 0"]
 
 
 def test_wide_tables_are_cut_into_parts(tmp_path: Path) -> None:

@@ -121,7 +121,8 @@ def _is_feature_map(output: Tensor, prototypes: int) -> bool:
 
 def _carries_everything(model: Contract, layer: nn.Module, images: Tensor, prototype: Tensor) -> bool:
     with replaced_output(layer, Tensor.detach):
-        activation = model.activations(images, prototype).sum()
+        # The source's own: the contract refuses activations without a gradient, which is what is looked for here.
+        activation = model.source.activations(images, prototype).sum()
     if not activation.requires_grad:
         return True
     return torch.autograd.grad(activation, images, allow_unused=True)[0] is None

@@ -19,7 +19,7 @@ from protomask.metrics import Summary
 from protomask.pickles import printable
 from protomask.reporting.checking import checks
 from protomask.reporting.comparing import by, differences, holding, mean_of, mean_ranks
-from protomask.reporting.results import Results, spell_flattered, spell_prototype
+from protomask.reporting.results import Results, spell_flattered, spell_prototypes
 from protomask.reporting.strips import strips
 from protomask.reporting.studies import PER_PROTOTYPE, prototype_blocks, sanity_blocks
 from protomask.visualise.blocks import (
@@ -333,10 +333,11 @@ def _groups(results: Results, choice: Choice) -> list[Block]:
     compared = [m for m in (choice.reference, choice.against) if m]
     shown = list(dict.fromkeys([*([choice.metric] if choice.metric else []), *_shown(results, compared)]))[:4]
     pairs = results.pairs
+    names = spell_prototypes([(pair.prototype, pair.prototype_name) for pair in pairs])
     blocks: list[Block] = []
     keys: list[tuple[str, str, Callable[[int], str]]] = [
         ("Per class", "class", lambda k: pairs[k].class_name or "(unknown)"),
-        (PER_PROTOTYPE, "prototype", lambda k: spell_prototype(pairs[k].prototype, pairs[k].prototype_name)),
+        (PER_PROTOTYPE, "prototype", lambda k: names[k]),
     ]
     methods = [m for m in (choice.reference, choice.against) if m]
     columns = [f"{metric}, {method}{_dagger(results, metric, [method])}" for metric in shown for method in methods]

@@ -206,9 +206,10 @@ def spell_flattered(flattered: Mapping[str, Sequence[str]]) -> str:
     return "; ".join(f"{', '.join(methods)} on {', '.join(metrics)}" for metrics, methods in alike.items())
 
 
-def spell_prototype(index: int | str, name: str) -> str:
-    """A prototype's name with its index, which names made by default end with."""
-    return name if re.search(rf"(?<!\d){index}$", name) else f"{index}: {name}"
+def spell_prototypes(prototypes: Sequence[tuple[int | str, str]]) -> list[str]:
+    """Names with their indices, (index, name) each; alone where all end with it, as those made by default do."""
+    told = all(re.search(rf"(?<!\d){index}$", name) for index, name in prototypes)
+    return [name if told else f"{index}: {name}" for index, name in prototypes]
 
 
 def _wrong(about: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from protomask.metrics import METRICS, Summary, paired_difference, summarise
 from protomask.reporting.beside import Beside
 from protomask.reporting.checking import HEADING
 from protomask.reporting.comparing import standing
-from protomask.reporting.results import Results, spell_prototype
+from protomask.reporting.results import Results, spell_prototypes
 from protomask.visualise.blocks import Block, Cell, DifferenceTable, PlainTable, ScoreTable
 from protomask.visualise.wording import number
 
@@ -33,8 +33,8 @@ def prototype_blocks(results: Results, methods: Sequence[str]) -> list[Block]:
     shown = [method for method in methods if method in table.values]
     keys = [(metric, m) for metric in metrics for m in shown]
     rows: list[Sequence[Cell]] = [
-        (spell_prototype(prototype, name), class_name, *(_cell(table, m, metric, k) for metric, m in keys))
-        for k, (prototype, name, class_name) in enumerate(table.items)
+        (spelt, table.items[k][2], *(_cell(table, m, metric, k) for metric, m in keys))
+        for k, spelt in enumerate(spell_prototypes([(item[0], item[1]) for item in table.items]))
     ]
     columns = ("prototype", "class", *(f"{metric}, {method}" for metric, method in keys))
     means = ScoreTable(
