@@ -36,7 +36,7 @@ from protomask.visualise.figures import (
     wrong_versus_right,
 )
 from protomask.visualise.palette import METHOD_COLOURS, method_colour, rgb
-from protomask.visualise.sheet import text_width, wrap, wrap_name
+from protomask.visualise.sheet import FONT, sheet, text_at, text_width, wrap, wrap_name
 from protomask.visualise.view import picture, spotlit, stretched
 from protomask.visualise.wording import number, short
 
@@ -522,3 +522,29 @@ def test_pictures_depend_on_records_and_checks_alone() -> None:
         names += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
         ours = [name for name in names if name.split(".")[0].startswith(("protomask", "protopnet", "xprotonet"))]
         assert all(name.startswith(allowed) for name in ours), (file.name, ours)
+
+
+def _ink(text: str, size: float = 22) -> np.ndarray:
+    """[H, W] bool, where a text at (.1, .3) inches is."""
+    figure = sheet(2, 1)
+    text_at(figure, 0.1, 0.3, text, size)
+    return np.asarray(figure_pixels(figure)).min(2) < 128
+
+
+def test_texts_side_by_side_share_a_baseline() -> None:
+    alone, beside = _ink("x"), _ink("x g")
+    width = np.flatnonzero(alone.any(0)).max() + 1
+    rows = [np.flatnonzero(ink[:, :width].any(1)) for ink in (alone, beside)]
+    assert np.array_equal(*rows)  # the g reaches below the x and moves it nowhere
+    assert beside.any(1).sum() > alone.any(1).sum()
+
+
+def test_a_text_with_descenders_stands_as_matplotlib_puts_its_top() -> None:
+    figure = sheet(2, 1)
+    figure.text(0.1 / 2, 1 - 0.3, "plug", fontsize=22, family=FONT, va="top", linespacing=1.25)
+    wanted = np.flatnonzero((figure_pixels(figure).min(2) < 128).any(1))[[0, -1]]
+    assert np.abs(np.flatnonzero(_ink("plug").any(1))[[0, -1]] - wanted).max() <= 1
+
+
+def figure_pixels(figure: Figure) -> np.ndarray:
+    return cv2.imdecode(np.frombuffer(png_bytes(figure), np.uint8), cv2.IMREAD_COLOR)

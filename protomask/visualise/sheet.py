@@ -24,6 +24,7 @@ from protomask.visualise.palette import INK
 # The one font that comes with matplotlib: a figure looks the same on every machine.
 FONT = "DejaVu Sans"
 DPI = 160
+_BASELINE = 0.9  # of a text's size: from the top that matplotlib gives a line with descenders to its baseline
 MARGIN, GAP = 0.18, 0.12  # inches: around a sheet, between pictures
 
 
@@ -70,6 +71,9 @@ def text_at(
     weight = style.get("weight", "normal")
     shown = text if width is None else "\n".join(wrap(text, width, size, weight, lines))
     look: dict[str, Any] = {"color": INK, "ha": "left", "va": "top", "linespacing": 1.25, **style}
+    if look["va"] == "top" and "\n" not in shown:
+        # By its baseline: matplotlib measures the ink, and a text without descenders would stand lower than others.
+        y, look["va"] = y + _BASELINE * size / 72, "baseline"
     figure.text(x / total_width, 1 - y / total_height, shown, fontsize=size, family=FONT, parse_math=False, **look)
 
 
