@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from protomask.data.images import read_image
 from protomask.data.levels import Window, check_window
 from protomask.errors import CheckpointError, DataError, InputError, ModelError, expected
 from protomask.foreign import Stated
+from protomask.importing import import_factory
 from protomask.model import Contract, contract, families
 from protomask.opening import is_file, is_folder
 from protomask.pickles import printable
@@ -139,18 +139,12 @@ def _say_assumed(path: Path, assumed: str) -> None:
 
 
 def _made(text: str, device: str, size: tuple[int, int] | None) -> Loaded:
-    module_name, _, factory_name = text.partition(":")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        factory = getattr(importlib.import_module(module_name), factory_name)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:  # TypeError: a name that begins with a dot
-        raise InputError(expected("MODEL", FORMS, f"{text!r} ({error})")) from error
+    factory = import_factory(text, "MODEL", FORMS)
     model = contract(factory())
     if model.module is not None:
         check_finite(model.module)
         model.module.to(device)
-    return _sized(factory_name, model, size)
+    return _sized(text.partition(":")[2], model, size)
 
 
 def _sized(name: str, model: Contract, size: tuple[int, int] | None) -> Loaded:

@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from protomask.data import DATASETS, OWN_OPTIONS, Dataset, open_dataset, own_options
+from protomask.data import DATASETS, OWN_OPTIONS, Dataset, check_unused, make_dataset, open_dataset, own_options
 from protomask.errors import InputError, expected
 from protomask.files import write_with
 from protomask.loading import Loaded, with_labels_of
@@ -121,10 +122,15 @@ def add_quiet(group: argparse._ActionsContainer) -> None:
     group.add_argument("--quiet", dest="progress", action="store_false", help="no progress bars")
 
 
-def add_data_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """``--data``, ``--root``, ``--crop`` and the options of planted scenes."""
+def add_data_options(parser: argparse.ArgumentParser, *, own: bool = False) -> argparse._ArgumentGroup:
+    """``--data``, ``--root``, ``--crop`` and the options of planted scenes; ``own``: --data takes a factory, too."""
     group = parser.add_argument_group("data")
-    group.add_argument("--data", required=True, choices=DATASETS, help="the kind of data set")
+    kinds = ", ".join(DATASETS)
+    about = f"{kinds}, or package.module:factory, a function of yours that takes size and split and gives a data set"
+    told: dict[str, Any] = {"type": data_option, "metavar": "KIND", "help": about}
+    if not own:
+        told = {"choices": DATASETS, "help": "the kind of data set"}
+    group.add_argument("--data", required=True, **told)
     group.add_argument("--root", metavar="DIR", help="its folder (cub: the one that holds images.txt)")
     group.add_argument(
         "--crop",
@@ -177,9 +183,18 @@ def add_window(group: argparse._ActionsContainer, kinds: str) -> None:
     )
 
 
+def data_option(text: str) -> str:
+    """A kind of data set, or ``package.module:factory``."""
+    if text not in DATASETS and ":" not in text:
+        raise argparse.ArgumentTypeError(
+            f"expected one of {', '.join(DATASETS)} or package.module:factory, got {text!r}"
+        )
+    return text
+
+
 def add_evaluation_data_options(parser: argparse.ArgumentParser) -> None:
     """The data options, and which part of the data to evaluate on."""
-    group = add_data_options(parser)
+    group = add_data_options(parser, own=True)
     group.add_argument(
         "--data-seed",
         type=seed_option,
@@ -305,6 +320,9 @@ def choose_device(name: str) -> str:
 
 def dataset_for(args: argparse.Namespace, loaded: Loaded) -> Dataset:
     """The data set that the options name, at the model's size and with the model's class indices."""
+    if ":" in args.data:
+        check_unused(args.data, crop=args.crop, scenes=args.count, species=args.species, **own_options(vars(args)))
+        return with_labels_of(loaded, make_dataset(args.data, size=loaded.size, split=args.split, root=args.root))
     crop = loaded.crop if args.crop is None else args.crop
     own = own_options(vars(args))
     if "window" in OWN_OPTIONS.get(args.data, ()):

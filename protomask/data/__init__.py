@@ -12,6 +12,7 @@ from protomask.data.chestxray import ChestXray14
 from protomask.data.cub import Cub
 from protomask.data.folder import Folder
 from protomask.data.images import list_images, read_image
+from protomask.data.own import make_dataset
 from protomask.data.planted import Planted
 from protomask.data.sample import Dataset, Geometry, Sample, to_tensor
 from protomask.data.transforms import check_size, make_sample
@@ -28,8 +29,10 @@ __all__ = [
     "Geometry",
     "Planted",
     "Sample",
+    "check_unused",
     "file_of",
     "list_images",
+    "make_dataset",
     "make_sample",
     "open_dataset",
     "own_options",
@@ -86,23 +89,23 @@ def open_dataset(
     if unknown:
         raise TypeError(f"open_dataset() got an unexpected keyword argument {min(unknown)!r}")
     own = own_options(own)
-    _unused(name, **{option: value for option, value in own.items() if option not in OWN_OPTIONS.get(name, ())})
+    check_unused(name, **{option: value for option, value in own.items() if option not in OWN_OPTIONS.get(name, ())})
     if name.startswith("planted"):
-        _unused(name, root=root, crop=None if crop == "none" else crop, species=species)
+        check_unused(name, root=root, crop=None if crop == "none" else crop, species=species)
         if height != width:
             raise InputError(expected("size", f"a square for {name}", f"{height} x {width}"))
         chosen = "flowers" if name == "planted-flowers" else scene
         drawn = {} if count is None else {"count": count}
         return Planted(chosen, split, size=height, classes=classes, seed=seed, **drawn)
-    _unused(name, count=count)
+    check_unused(name, count=count)
     if root is None:
         raise InputError(expected("root", f"the folder of the data set {name!r}", None))
     if name == "cub":
         return Cub(root, split, (height, width), crop, species)
-    _unused(name, species=species)
+    check_unused(name, species=species)
     if name == "boxes":
         return BoxList(root, split, (height, width), crop, **own)
-    _unused(name, crop=None if crop == "none" else crop)
+    check_unused(name, crop=None if crop == "none" else crop)
     if name == "chestxray14":
         return ChestXray14(root, split, (height, width), **own)
     return Folder(root, split, (height, width), **own)
@@ -126,7 +129,8 @@ def own_options(given: Mapping[str, Any]) -> dict[str, Any]:
     return {option: v for option, v in given.items() if option in names and v is not None and v is not False}
 
 
-def _unused(name: str, **options: object) -> None:
+def check_unused(name: str, **options: object) -> None:
+    """InputError where an option has a value that the data set ``name`` does not take."""
     for option, value in options.items():
         if value is not None:
             raise InputError(expected(option, f"nothing, since {name} has no such option", repr(value)))
