@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up: a file may import from its own layer and from those before it.
 LAYERS = (
     ("errors",),
-    ("checks",),
+    ("checks", "importing"),
     ("blur", "draws", "files", "opening", "pickles", "trusted", "activation", "allocator", "hooks", "patching"),
     ("records", "model", "adapting", "region", "fills", "masks", "objective", "precision", "stack", "data.sample"),
     ("targets", "blending", "folding", "memory", "problems", "data", "metrics", "visualise"),
